@@ -194,8 +194,8 @@ class SentinelGroup:
     service = "main"
 
     def __init__(self, binary: Path) -> None:
-        # By default it waits 5 s for more replicas before it serves the first.
-        self.primary = StoreServer(binary, tcp=True, config="repl-diskless-sync-delay 0\n")
+        # Diskless, the default, a replica is online a second before it is sent new writes.
+        self.primary = StoreServer(binary, tcp=True, config="repl-diskless-sync no\n")
         config = f"replicaof 127.0.0.1 {self.primary.port}\n"
         self.replica = StoreServer(binary, tcp=True, config=config)
         config = (
@@ -246,7 +246,7 @@ class SentinelGroup:
         self.close()
 
     def _replicates(self) -> bool:
-        # The replica says so earlier, when the primary does not send it new writes yet.
+        # Asked of the primary: the replica believes so before it is sent new writes.
         return len(self.primary.cli("ROLE")[2]) == 1
 
     def _knows_the_replica(self) -> bool:

@@ -77,7 +77,9 @@ def test_tls_is_spoken_at_a_rediss_url(tls_server: StoreServer) -> None:
 
 def test_a_replica_takes_the_place_of_a_killed_primary(sentinel_group: SentinelGroup) -> None:
     sentinel_group.primary.cli("SET", "a", "1")
-    assert sentinel_group.primary.cli("WAIT", "1", "900") == 1
+    servers.wait_until(
+        lambda: sentinel_group.replica.cli("GET", "a") == "1", 5, sentinel_group.replica.log
+    )
     assert sentinel_group.primary_port() == sentinel_group.primary.port
 
     sentinel_group.fail_over()
