@@ -1,0 +1,8 @@
+"""What operators ask this service: statistics, liveness, readiness."""
+
+from __future__ import annotations
+
+from fastapi_balancer.admin.auth import BasicAuth
+from fastapi_balancer.admin.routes import AdminRoutes, Readiness
+
+__all__ = ["AdminRoutes", "BasicAuth", "Readiness"]
