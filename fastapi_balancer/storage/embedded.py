@@ -259,7 +259,7 @@ class EmbeddedServer:
             lines = (self.directory / "valkey.log").read_text(errors="replace").splitlines()
         except OSError:
             return ""
-        return "".join(f"\n  {line}" for line in ["; the last lines of its log:", *lines[-5:]])
+        return "\n  ".join(["; the last lines of its log:", *lines[-5:]])
 
 
 _servers: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
