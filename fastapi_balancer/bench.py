@@ -1,0 +1,204 @@
+"""Measures a running service from outside, over HTTP, and writes the configuration for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from fastapi_balancer.config import BalancerConfig
+from fastapi_balancer.errors import ProbeError
+from fastapi_balancer.models import (
+    EndpointProbeConfig,
+    ProbeConfig,
+    RoutingStrategy,
+    StorageConfig,
+    UIConfig,
+)
+from fastapi_balancer.prober.load import Reply
+from fastapi_balancer.prober.measure import TIMEOUT, Sample, Thresholds
+from fastapi_balancer.prober.probe import Progress, Prospect, request_timeout, run_probe
+from fastapi_balancer.prober.request import ProbeRequest, build_request
+from fastapi_balancer.prober.result import ProbeResult
+
+logger = logging.getLogger(__name__)
+
+KEEPALIVE = 2.0  # seconds; below the 5 of uvicorn, or it closes a connection that we reuse
+WAVES = 20  # a probe may take as long as so many requests at the latency threshold, one by one
+
+
+class BenchBalancer:
+    """Probes the endpoints of a live service, to be served with the written configuration later.
+
+    The parameters are those of the configuration; only `base_url`, `endpoints` and the two
+    thresholds matter to the measurement, the rest is written out. A capacity that is given for an
+    endpoint is measured anew.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        endpoints: dict[str, EndpointProbeConfig],
+        storage: StorageConfig | None = None,
+        routing_strategy: RoutingStrategy = RoutingStrategy.ROUND_ROBIN,
+        health_endpoint: str = "/health",
+        health_check_interval: float = 10,
+        queue_timeout: float = 30.0,
+        probe_on_startup: bool = True,
+        force_reprobe: bool = False,
+        error_threshold: float = 0.05,
+        latency_threshold_ms: float = 2000.0,
+        ui: UIConfig | None = None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.endpoints = dict(endpoints)
+        self.storage = storage or StorageConfig()
+        self.routing_strategy = routing_strategy
+        self.health_endpoint = health_endpoint
+        self.health_check_interval = health_check_interval
+        self.queue_timeout = queue_timeout
+        self.probe_on_startup = probe_on_startup
+        self.force_reprobe = force_reprobe
+        self.error_threshold = error_threshold
+        self.latency_threshold_ms = latency_threshold_ms
+        self.ui = ui or UIConfig()
+        self.progress: Progress | None = None  # a terminal may be told what goes on
+
+    def build(self) -> BalancerConfig:
+        """The configuration as it is known now; after `run`, with the measured capacities."""
+        return BalancerConfig(
+            storage=self.storage,
+            routing_strategy=self.routing_strategy,
+            health_endpoint=self.health_endpoint,
+            health_check_interval=self.health_check_interval,
+            queue_timeout=self.queue_timeout,
+            probe_on_startup=self.probe_on_startup,
+            force_reprobe=self.force_reprobe,
+            error_threshold=self.error_threshold,
+            latency_threshold_ms=self.latency_threshold_ms,
+            ui=self.ui,
+            endpoints=self.endpoints,
+        )
+
+    def to_yaml(self, path: str | Path) -> Path:
+        """Write the configuration, without measuring anything."""
+        written = Path(path)
+        written.write_text(self.build().to_yaml(), encoding="utf-8")
+        logger.info("The configuration was written to %s", written.resolve())
+        return written
+
+    async def run(self, output: str | Path = "balancer.yml") -> Path:
+        """Probe every endpoint, one after the other, and write the configuration.
+
+        An endpoint that cannot be measured keeps what was given for it, with a warning. Raises
+        `ProbeError`, and writes nothing, when not one could be measured.
+        """
+        failures = [await self._measure(endpoint) for endpoint in list(self.endpoints)]
+        if failures and all(failures):
+            raise ProbeError(" ".join(filter(None, failures)))
+        # the file is small, and nothing else runs in this loop any more
+        return await asyncio.to_thread(self.to_yaml, output)
+
+    async def _measure(self, endpoint: str) -> str | None:
+        """Probe one endpoint and keep its capacity. Returns why it has none."""
+        settings = self.endpoints[endpoint]
+        try:
+            result = await self._probe(endpoint, settings)
+            if result.capacity is None:
+                raise ProbeError(f"{endpoint}: {result.reason}.")
+        except ProbeError as error:
+            logger.warning("No capacity was measured: %s", error)
+            return str(error)
+        self.endpoints[endpoint] = settings.model_copy(update={"capacity": result.capacity})
+        return None
+
+    async def _probe(self, endpoint: str, settings: EndpointProbeConfig) -> ProbeResult:
+        thresholds = Thresholds(self.error_threshold, self.latency_threshold_ms)
+        request = build_request(endpoint, settings)
+        budget = ProbeConfig(max_seconds=max(60.0, WAVES * thresholds.latency_ms / 1000))
+        prospect = Prospect(endpoint, request, budget, thresholds, worker="bench")
+        async with HttpSender(self.base_url, request, request_timeout(thresholds)) as sender:
+            return await run_probe(sender, prospect, self.progress)
+
+
+class HttpSender:
+    """Sends the probe's request to a server, over as many connections as the level asks for."""
+
+    def __init__(self, base_url: str, request: ProbeRequest, timeout: float) -> None:
+        query = b"?" + request.query_string if request.query_string else b""
+        self.url = base_url + (request.raw_path + query).decode("ascii")
+        self.request = request
+        self.timeout = timeout
+        # the server's own name, unless the user's headers say otherwise
+        self._headers = [h for h in request.headers if h != (b"host", b"localhost")]
+        self._trust = httpx.create_ssl_context()  # loading the certificates once is enough
+        self._client = self._connect(1)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._client.aclose()
+
+    async def prepare(self, level: int) -> None:
+        """Change to a client with one connection for each request in flight."""
+        await self._client.aclose()
+        self._client = self._connect(level)
+
+    async def send(self, keep: int = 0) -> Reply:
+        """Send one request over HTTP and read the response to its end."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        bound = asyncio.timeout(self.timeout)
+        failure: str | None = None
+        reply = _Read()
+        try:
+            async with bound:
+                await self._exchange(reply, keep)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            failure = TIMEOUT if bound.expired() else type(error).__name__
+        if failure is None and reply.status >= 400:
+            failure = f"status {reply.status}"
+        sample = Sample(began, loop.time(), failure)
+        return Reply(sample, reply.status or None, reply.body, reply.location)
+
+    def _connect(self, connections: int) -> httpx.AsyncClient:
+        limits = httpx.Limits(
+            max_connections=connections,
+            max_keepalive_connections=connections,
+            keepalive_expiry=KEEPALIVE,
+        )
+        # no timeouts of its own: the bound on the whole request is ours
+        return httpx.AsyncClient(limits=limits, timeout=None, verify=self._trust)
+
+    async def _exchange(self, reply: _Read, keep: int) -> None:
+        request = self._client.build_request(
+            self.request.method, self.url, headers=self._headers, content=self.request.body or None
+        )
+        response = await self._client.send(request, stream=True)
+        try:
+            reply.status = response.status_code
+            reply.location = response.headers.get("location")
+            # decoded only when somebody reads it: unpacking is no part of what is measured
+            async for chunk in response.aiter_bytes() if keep else response.aiter_raw():
+                reply.body += chunk[: max(0, keep - len(reply.body))]
+        finally:
+            await response.aclose()
+
+
+class _Read:
+    """What was read of a response so far."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.body = b""
+        self.location: str | None = None

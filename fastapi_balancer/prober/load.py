@@ -1,0 +1,324 @@
+"""Load on an ASGI app: exactly so many requests in flight, each refilled at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from starlette.types import ASGIApp, Message, Scope
+
+from fastapi_balancer.prober.measure import (
+    TIMEOUT,
+    UNDECIDED,
+    FixedSizeTest,
+    Sample,
+    Thresholds,
+    Verdict,
+    Window,
+    judge,
+    summarize,
+)
+from fastapi_balancer.prober.request import ProbeRequest
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 64 * 1024  # bytes of a request's body per message, as servers cut it
+CANCEL_GRACE = 1.0  # how long cancelled requests may take to clean up
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back for one request: its sample, and the start of the answer if asked for."""
+
+    sample: Sample
+    status: int | None = None  # None: no response was begun
+    body: bytes = b""
+    location: str | None = None  # where a redirect points to
+
+
+class Sender(Protocol):
+    """Sends the probe's request, over whatever lies between the probe and the endpoint."""
+
+    timeout: float  # a request that takes longer is cancelled, and its sample is a failure
+
+    async def prepare(self, level: int) -> None:
+        """Get ready for a level. Nothing is in flight then."""
+
+    async def send(self, keep: int = 0) -> Reply:
+        """Send one request and read the answer to its end, keeping `keep` bytes of the body.
+
+        Never raises for what the endpoint does wrong: that is the sample's `failure`. Returns when
+        the endpoint has let go of the request, which may be after the sample's end.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPlan:
+    """How one level is measured."""
+
+    level: int
+    request_limit: int  # the most requests that may be sent
+    deadline: float  # when to give up, on the clock of the event loop
+    patience: float  # after so many seconds a slow level settles for the samples it has
+
+    @property
+    def discard(self) -> int:
+        """Completions that belong to the filling of the pipe, not to its steady state."""
+        return 2 * self.level
+
+    @property
+    def wanted(self) -> int:
+        """Samples: at least six waves, or the queue that a level builds up is never seen."""
+        return max(40, 6 * self.level)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a level came to."""
+
+    window: Window
+    verdict: Verdict
+    sent: int
+
+
+async def run_level(sender: Sender, plan: LevelPlan, thresholds: Thresholds) -> Measurement:
+    """Measure one level. Nothing of it is left running afterwards, whichever way it ends."""
+    level = _Level(sender, plan, FixedSizeTest(thresholds, plan.wanted))
+    await sender.prepare(plan.level)
+    try:
+        await level.run()
+        await level.land()
+    finally:
+        await level.abort()
+    return level.measurement
+
+
+class _Level:
+    """The requests of one level that are in flight, and the samples of those that landed."""
+
+    def __init__(self, sender: Sender, plan: LevelPlan, test: FixedSizeTest) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sender = sender
+        self._plan = plan
+        self._test = test
+        self._in_flight: set[asyncio.Task[Reply]] = set()
+        self._over: asyncio.Future[bool] = self._loop.create_future()  # whether it is decided
+        self._began = self._loop.time()
+        self._steady_since = self._began
+        self._sent = 0
+        self._discarded = 0
+
+    async def run(self) -> None:
+        """Keep the level's number of requests in flight until it is decided or given up."""
+        for _ in range(self._plan.level):
+            self._launch()
+        self._stop_without_requests()
+        await asyncio.wait([self._over], timeout=self._plan.deadline - self._loop.time())
+        if self._over.done():
+            self._over.result()  # raises what a sender must not raise
+        else:
+            self._over.set_result(False)
+
+    async def land(self) -> None:
+        """Wait until nothing is in flight, so that the next level begins with an idle endpoint."""
+        left = min(self._sender.timeout, self._plan.deadline - self._loop.time())
+        if self._in_flight and left > 0:
+            await asyncio.wait(self._in_flight, timeout=left)
+
+    async def abort(self) -> None:
+        """Cancel what is still in flight."""
+        if not self._over.done():
+            self._over.cancel()
+        for task in self._in_flight:
+            task.cancel()
+        if self._in_flight:
+            await asyncio.wait(self._in_flight, timeout=CANCEL_GRACE)
+        if self._in_flight:
+            logger.warning("%d probe requests ignore being cancelled", len(self._in_flight))
+
+    @property
+    def measurement(self) -> Measurement:
+        samples = self._test.samples
+        seconds = samples[-1].ended - self._steady_since if samples else 0.0
+        window = summarize(samples, seconds)
+        decided = self._over.result()
+        verdict = judge(window, self._test.thresholds) if decided else UNDECIDED
+        return Measurement(window, verdict, self._sent)
+
+    def _launch(self) -> None:
+        """Send one more request, in a task of its own as servers do it.
+
+        A task starts in the loop's next round: an app that never waits cannot starve the loop.
+        """
+        if self._sent >= self._plan.request_limit:
+            return
+        self._sent += 1
+        task = self._loop.create_task(self._sender.send())
+        self._in_flight.add(task)
+        task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[Reply]) -> None:
+        self._in_flight.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if self._over.done():
+            return
+        if error is not None:
+            self._over.set_exception(error)
+            return
+        self._take(task.result().sample)
+        if not self._over.done():
+            self._launch()
+            self._stop_without_requests()
+
+    def _take(self, sample: Sample) -> None:
+        elapsed = self._loop.time() - self._began
+        if not self._is_steady(elapsed):
+            self._discarded += 1
+            self._steady_since = self._loop.time()
+            return
+        decided = self._test.add(sample)
+        is_late = elapsed > self._plan.patience and len(self._test.samples) >= self._plan.level
+        if decided or is_late:
+            self._over.set_result(True)
+
+    def _is_steady(self, elapsed: float) -> bool:
+        # one wave has to do where two would cost a slow endpoint half of its time
+        is_late = elapsed > self._plan.patience / 2
+        return self._discarded >= (self._plan.level if is_late else self._plan.discard)
+
+    def _stop_without_requests(self) -> None:
+        if not self._in_flight:
+            self._over.set_result(False)
+
+
+class AsgiSender:
+    """Calls an ASGI app the way a server does, without a socket and without buffering."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        request: ProbeRequest,
+        timeout: float,
+        state: Mapping[str, Any],
+        root_path: str = "",
+    ) -> None:
+        self.app = app
+        self.request = request
+        self.timeout = timeout
+        self.state = state  # what the app's own lifespan has put there
+        self.root_path = root_path
+
+    async def prepare(self, level: int) -> None:
+        """Nothing has to be got ready."""
+
+    async def send(self, keep: int = 0) -> Reply:
+        """Run the app once. Returns when the app has returned, background tasks included."""
+        exchange = _Exchange(self.request.body, keep)
+        failure: str | None = None
+        bound = asyncio.timeout(self.timeout)
+        try:
+            async with bound:
+                await self.app(self._scope(), exchange.receive, exchange.send)
+        except asyncio.CancelledError:
+            if _is_being_cancelled():
+                raise
+            failure = "cancelled by itself"
+        except Exception as error:  # whatever the app raises is its failure, not ours
+            logger.debug("the app raised during a probe", exc_info=True)
+            failure = type(error).__name__
+        return exchange.reply(TIMEOUT if bound.expired() else failure)
+
+    def _scope(self) -> Scope:
+        request = self.request
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},  # as uvicorn says it
+            "http_version": "1.1",
+            "method": request.method,
+            "scheme": "http",
+            "path": self.root_path + request.path,
+            "raw_path": self.root_path.encode() + request.raw_path,
+            "query_string": request.query_string,
+            "root_path": self.root_path,
+            "headers": list(request.headers),
+            "client": ("127.0.0.1", 0),
+            "server": ("localhost", 80),
+            "state": {**self.state, "balancer_probe": True},
+            "extensions": {},
+        }
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class _Exchange:
+    """The `receive` and `send` of one request."""
+
+    def __init__(self, body: bytes, keep: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._unread = [body[i : i + CHUNK] for i in range(0, len(body), CHUNK)] or [b""]
+        self._unread.reverse()
+        self._keep = keep
+        self._kept = b""
+        self._status: int | None = None
+        self._location: str | None = None
+        self._complete = asyncio.Event()
+        self._began = self._loop.time()
+        self._ended: float | None = None
+
+    async def receive(self) -> Message:
+        """The body in chunks; then, once the response is complete, the disconnect."""
+        if self._unread:
+            chunk = self._unread.pop()
+            return {"type": "http.request", "body": chunk, "more_body": bool(self._unread)}
+        await self._complete.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Take one message of the response."""
+        if self._complete.is_set():
+            raise RuntimeError(f"{message['type']} was sent after the response was complete.")
+        if message["type"] == "http.response.start":
+            self._begin(message)
+        elif message["type"] == "http.response.body":
+            await self._go_on(message)
+
+    def reply(self, failure: str | None) -> Reply:
+        """What came of it, when the app has returned; `failure` is how the app failed, if so."""
+        if failure is None and self._status is None:
+            failure = "no response"
+        elif failure is None and self._ended is None:
+            failure = "incomplete response"
+        elif failure is None and self._status is not None and self._status >= 400:
+            failure = f"status {self._status}"
+        if self._ended is None or failure == TIMEOUT:
+            self._ended = self._loop.time()
+        sample = Sample(self._began, self._ended, failure)
+        return Reply(sample, self._status, self._kept, self._location)
+
+    def _begin(self, message: Message) -> None:
+        if self._status is not None:
+            raise RuntimeError("The response was begun twice.")
+        self._status = message["status"]
+        if self._keep:
+            headers = dict(message.get("headers", ()))
+            self._location = headers.get(b"location", b"").decode("latin-1") or None
+
+    async def _go_on(self, message: Message) -> None:
+        if self._status is None:
+            raise RuntimeError("The response's body was sent before its start.")
+        missing = self._keep - len(self._kept)
+        if missing > 0:
+            self._kept += bytes(message.get("body", b"")[:missing])
+        if message.get("more_body", False):
+            await asyncio.sleep(0)  # a real connection lets others run now and then, too
+        else:
+            self._ended = self._loop.time()
+            self._complete.set()

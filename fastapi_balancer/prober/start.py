@@ -1,0 +1,41 @@
+"""Which start of the service a worker belongs to."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+from pathlib import Path
+
+_IMPORTED_AT = time.time()
+
+
+def start_id() -> str:
+    """Identify one start of the service: the same for all of its workers, respawned ones included.
+
+    Workers have a parent that stays (uvicorn, hypercorn and granian start them through
+    multiprocessing, gunicorn forks them); a server without workers is its own start. The start time
+    tells a process from an earlier one with its number, as happens in containers.
+    """
+    supervisor = _supervisor()
+    pid = os.getpid() if supervisor is None else supervisor
+    return f"{socket.gethostname()}:{pid}:{_started_at(pid)}"
+
+
+def _supervisor() -> int | None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        return parent.pid
+    if os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn"):
+        return os.getppid()
+    return None
+
+
+def _started_at(pid: int) -> str:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no /proc: what is known of this process, and nothing of another
+        return f"{_IMPORTED_AT:.3f}" if pid == os.getpid() else "unknown"
+    # proc_pid_stat(5): the name, in parentheses, may hold spaces; field 22 is the start time
+    return stat.rpartition(")")[2].split()[19]
