@@ -73,12 +73,17 @@ class StoreServer:
     @property
     def url(self) -> str:
         """The address for clients: TLS, else TCP, else the unix socket."""
+        if self._certificate is None:
+            return self.url_at(self.socket if self.port is None else self.port)
+        plain = self.url_at(self.port or 0)
+        return f"{plain.replace('redis:', 'rediss:', 1)}?ssl_ca_certs={self._certificate.cert}"
+
+    def url_at(self, place: Path | int) -> str:
+        """The address of something that stands before the server: a socket or a port here."""
         secret = f":{quote(self.password, safe='')}@" if self.password else ""
-        if self._certificate is not None:
-            return f"rediss://{secret}127.0.0.1:{self.port}/0?ssl_ca_certs={self._certificate.cert}"
-        if self.port is not None:
-            return f"redis://{secret}127.0.0.1:{self.port}/0"
-        return f"unix://{secret}{self.socket}?db=0"
+        if isinstance(place, int):
+            return f"redis://{secret}127.0.0.1:{place}/0"
+        return f"unix://{secret}{place}?db=0"
 
     @property
     def pid(self) -> int:
