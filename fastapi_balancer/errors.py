@@ -4,7 +4,8 @@ BalancerError
 ├── ConfigError     the YAML file or an argument is wrong; raised before serving
 ├── StorageError    the store is unreachable, or answered something unexpected
 ├── ProbeError      a probe could not reach a verdict; the service starts all the same
-└── Rejected        a request was refused; only admission turns it into an answer
+├── Rejected        a request was refused; only admission turns it into an answer
+└── ClientLeft      the client of a queued request has gone; nobody is left to answer
 """
 
 from __future__ import annotations
@@ -42,3 +43,7 @@ class Rejected(BalancerError):
         super().__init__(reason)
         self.reason: Reason = reason
         self.retry_after = retry_after
+
+
+class ClientLeft(BalancerError):
+    """The client of a queued request has gone: it is not run, and nobody is left to answer."""

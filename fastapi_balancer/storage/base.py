@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
+
+from fastapi_balancer.models import Scope
 
 
 class Ticket:
@@ -33,6 +39,10 @@ class Slots(Protocol):
     active: int  # requests of this worker that hold a slot now
 
     @property
+    def owned(self) -> int:
+        """Slots that this worker has the right to use now; at least `active`, unless not limited."""
+
+    @property
     def queued(self) -> int:
         """Tickets of this worker that wait now."""
 
@@ -45,8 +55,20 @@ class Slots(Protocol):
     def leave(self, ticket: Ticket) -> None:
         """Give up a place in the queue. Idempotent; does nothing for a ticket that has its slot."""
 
-    def release(self) -> None:
-        """Give one slot back. To be called exactly once for each slot taken or granted."""
+    def release(self, held: float = 0.0) -> None:
+        """Give one slot back, which was held for `held` seconds.
+
+        To be called exactly once for each slot taken or granted.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsConfig:
+    """What a store must know of an endpoint to make its slots."""
+
+    capacity: int | None = None  # as configured; None: to be measured, or not limited
+    queue_size: int = 10_000
+    scope: Scope = Scope.GLOBAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +91,7 @@ class Storage(Protocol):
         """This worker's id: host, pid, start time of the process, and a random part."""
 
     async def open(self) -> None:
-        """Connect. A store that is away is not an error here: `status` says so, and it is retried.
+        """Connect, from within the event loop. A store that is away is not an error here: `status` says so, and it is retried.
 
         Raises `StorageError` only for what waiting cannot mend (bad credentials, a server too old).
         """
@@ -115,3 +137,29 @@ class Storage(Protocol):
         """Write a record if the lock `name` is still held with `fence`, in one step.
 
         Raises `StorageError`."""
+
+
+def host_id() -> str:
+    """The id of this host and its process ids: the same for all processes that can watch each other."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        return f"{boot}.{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return socket.gethostname().replace("-", "_").replace(":", "_")
+
+
+def process_start(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; with its pid it is never reused.
+
+    None: no such process, or not on Linux. Source: proc(5), field 22 of /proc/<pid>/stat.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return None
+
+
+def worker_id() -> str:
+    """A new id for this process as a worker: `host-pid-start-random`, without `:` or spaces."""
+    pid = os.getpid()
+    return f"{host_id()}-{pid}-{process_start(pid) or 0}-{secrets.token_hex(3)}"

@@ -1,0 +1,406 @@
+"""The store in Redis or Valkey: keeps one connection attached, and says how things are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from time import monotonic
+
+from redis.exceptions import AuthenticationError, RedisError
+
+from fastapi_balancer.errors import StorageError
+from fastapi_balancer.models import OnStorageError, Scope
+from fastapi_balancer.storage.base import Slots, SlotsConfig, StorageStatus, host_id, worker_id
+from fastapi_balancer.storage.memory import MemorySlots
+from fastapi_balancer.storage.redis.address import Address
+from fastapi_balancer.storage.redis.lease import LeaseKeeper
+from fastapi_balancer.storage.redis.link import Command, Done, Link
+from fastapi_balancer.storage.redis.scripts import SHA, SOURCES, record_key, slots_keys
+from fastapi_balancer.storage.redis.slots import LEARNING, SharedSlots
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.033  # seconds between two signs of life of the event loop
+RETRY = (0.02, 0.25)  # seconds before the first and before any later attempt to connect again
+OLDEST = (6, 2)  # the oldest version of the server that works
+
+Keys = tuple[str, str, str]
+
+
+class RedisStorage:
+    """See `fastapi_balancer.storage.base.Storage`."""
+
+    def __init__(
+        self,
+        url: str,
+        endpoints: Mapping[str, SlotsConfig],
+        *,
+        service: str = "default",
+        timeout: float = 0.25,
+        lease: float = 10.0,
+        on_storage_error: OnStorageError = OnStorageError.LOCAL,
+        workers: int = 1,
+        kind: str = "redis",
+        revive: Callable[[], None] | None = None,
+    ) -> None:
+        self.worker = ""
+        self.session = 0
+        self.run_id = ""
+        self.tick = 0.0
+        self._address = Address(url, connect_timeout=max(1.0, 4 * timeout))
+        self._configs = dict(endpoints)
+        self._service = service
+        self._timeout = timeout
+        self._lease = lease
+        self._on_storage_error = on_storage_error
+        self._workers = workers  # how many there are as long as the store has not said so
+        self._kind = kind
+        self._revive = revive
+
+        self._slots: dict[str, Slots] = {}
+        self._shared: dict[SharedSlots, Keys] = {}
+        self._channels: dict[bytes, Callable[[bytes], None]] = {}
+        self._dirty: dict[SharedSlots, None] = {}
+        self._session_lock = threading.Lock()
+        self._link: Link | None = None
+        self._ready = asyncio.Event()  # attached, or known to be away
+        self._fatal: StorageError | None = None
+        self._away_since: float | None = None
+        self._away_timer: asyncio.TimerHandle | None = None
+        self._away_count = 0
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+        self._keeper: LeaseKeeper | None = None
+
+    # ------------------------------------------------------------------ start and stop
+
+    async def open(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.worker = worker_id()
+        self.session = int(time.time() * 1000)  # larger than any of a worker with this id before
+        self._make_slots()
+        self._tick()
+        self._keeper = LeaseKeeper(
+            self,
+            lambda: self._address.client(max(1.0, self._timeout)),
+            lease=self._lease,
+            revive=self._revive,
+        )
+        self._arm_away()
+        self._task = self._loop.create_task(self._keep_attached())
+        await self._ready.wait()
+        if self._fatal is not None:
+            await self.close()
+            raise self._fatal
+        self._keeper.start()
+        await self._learned()
+
+    def _make_slots(self) -> None:
+        for endpoint, config in self._configs.items():
+            if config.scope is Scope.WORKER:
+                self._slots[endpoint] = MemorySlots(
+                    capacity=config.capacity, queue_size=config.queue_size
+                )
+                continue
+            scope = f"host-{host_id()}" if config.scope is Scope.HOST else "global"
+            slots = SharedSlots(
+                self,
+                capacity=config.capacity,
+                queue_size=config.queue_size,
+                on_storage_error=self._on_storage_error,
+                lease=self._lease,
+            )
+            self._slots[endpoint] = slots
+            self._shared[slots] = slots_keys(self._service, scope, endpoint)
+
+    async def _learned(self) -> None:
+        """Wait until an empty store has heard of every worker: then no request has to."""
+        end = self._loop.time() + LEARNING / 1000 + 0.1
+        while any(slots.learning for slots in self._shared) and self._loop.time() < end:
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        if self._away_timer is not None:
+            self._away_timer.cancel()
+        if hasattr(self, "_ticker"):
+            self._ticker.cancel()
+        for slots in self._shared:
+            slots.close()
+        if self._link is not None and not self._link.lost.done():
+            await self._detach(self._link)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keeper.stop, 1.0)
+
+    async def _detach(self, link: Link) -> None:
+        calls = [
+            link.ask("EVALSHA", SHA["detach"], 3, *keys, self.worker, self.session)
+            for keys in self._shared.values()
+        ]
+        done, late = await asyncio.wait(calls, timeout=self._timeout) if calls else (set(), set())
+        for call in late:
+            call.cancel()
+        for call in done:
+            if call.exception() is not None:
+                logger.debug("detach: %s", call.exception())
+        link.drop("closed")
+        await link.closed()
+
+    # ------------------------------------------------------------------ what the slots ask
+
+    def wake(self, slots: SharedSlots) -> None:
+        self._dirty[slots] = None
+        if self._link is not None:
+            self._link.wake()
+
+    def reset(self, reason: str) -> None:
+        if self._link is not None:
+            logger.debug("attaching anew: %s", reason)
+            self._link.drop(reason)
+
+    def _collect(self) -> Iterable[tuple[Command, Done]]:
+        dirty, self._dirty = self._dirty, {}
+        for slots in dirty:
+            batch = slots.batch()
+            if batch is not None:
+                new, arguments = batch
+                keys = self._shared[slots]
+                command = ("EVALSHA", SHA["sync"], 3, *keys, self.worker, self.session, *arguments)
+                yield command, partial(self._synced, self._link, slots, new)
+
+    def _synced(self, link: Link, slots: SharedSlots, new: list[int], reply: object) -> None:
+        if link is self._link and not link.lost.done():
+            slots.synced(new, reply)
+
+    def _pushed(self, message: list[object]) -> None:
+        kind, channel, text = message[0], message[1], message[2]
+        if kind == b"message" and isinstance(channel, bytes) and isinstance(text, bytes):
+            self._channels[channel](text)
+
+    # ------------------------------------------------------------------ what the thread asks
+
+    def shared(self) -> Iterable[tuple[Keys, SharedSlots]]:
+        return [(keys, slots) for slots, keys in self._shared.items()]
+
+    def next_session(self) -> int:
+        with self._session_lock:
+            self.session += 1
+            return self.session
+
+    def suspect(self, reason: str) -> None:
+        self._loop.call_soon_threadsafe(self.reset, reason)
+
+    # ------------------------------------------------------------------ the connection
+
+    async def _keep_attached(self) -> None:
+        pause = RETRY[0]
+        while not self._closing:
+            link: Link | None = None
+            try:
+                async with asyncio.timeout(self._address.connect_timeout):
+                    link = await self._attach()
+            except (RedisError, OSError, TimeoutError, StorageError, ValueError) as exc:
+                self._failed(exc)
+            else:
+                pause = RETRY[0]
+                self._came_back()
+                reason = await link.lost
+                logger.debug("connection lost: %s", reason)
+                for slots in self._shared:
+                    slots.lost()
+                if link.timed_out:
+                    self._go_away()
+                else:
+                    self._arm_away()
+            finally:
+                if self._link is not None:
+                    self._link.drop("given up")
+                    await self._link.closed()
+                    self._link = None
+            await asyncio.sleep(pause)
+            pause = RETRY[1]
+
+    async def _attach(self) -> Link:
+        connection = await self._address.connection()
+        link = self._link = Link(
+            connection, timeout=self._timeout, pushed=self._pushed, collect=self._collect
+        )
+        await link.open()
+        self.run_id = await self._inspect(link)
+        await asyncio.gather(*(link.ask("SCRIPT", "LOAD", text) for text in SOURCES.values()))
+        session = self.next_session()
+        self._subscribe(link, session)
+        sent = monotonic()
+        replies = await asyncio.gather(
+            *(
+                link.ask(
+                    *("EVALSHA", SHA["attach"], 3, *keys, self.worker, session),
+                    *slots.declaration(self.run_id, sent),
+                )
+                for slots, keys in self._shared.items()
+            )
+        )
+        if session != self.session:
+            raise StorageError("the lease's thread has declared another session meanwhile")
+        for slots, reply in zip(self._shared, replies, strict=True):
+            slots.attached(reply, sent + 0.9 * self._lease)
+        return link
+
+    async def _inspect(self, link: Link) -> str:
+        """The server's run id. Raises `StorageError` for a replica or a server that is too old."""
+        text = await link.ask("INFO", "server")
+        role = await link.ask("INFO", "replication")
+        if not isinstance(text, bytes) or not isinstance(role, bytes):
+            raise StorageError("INFO was not answered with text")
+        info = dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
+        version = tuple(int(part) for part in info["redis_version"].split(".")[:2])
+        if version < OLDEST:
+            self._fatal = StorageError(
+                f"the server is version {info['redis_version']}; at least 6.2 is needed"
+            )
+            raise self._fatal
+        if b"role:master" not in role:
+            raise StorageError("the server is a replica, not the primary")
+        return info["run_id"]
+
+    def _subscribe(self, link: Link, session: int) -> None:
+        self._channels = {}
+        for slots, keys in self._shared.items():
+            prefix = keys[0][:-1]
+            self._channels[f"{prefix}w:{self.worker}.{session}".encode()] = slots.pushed
+            self._channels[f"{prefix}all".encode()] = slots.told
+        if self._channels:
+            link.send("SUBSCRIBE", *self._channels)
+
+    def _failed(self, exc: Exception) -> None:
+        if isinstance(exc, AuthenticationError) and self._away_count == 0:
+            self._fatal = StorageError(f"the store refuses the credentials of storage.url: {exc}")
+        if self._fatal is not None:
+            self._ready.set()
+        logger.debug("cannot attach: %s: %s", type(exc).__name__, exc)
+        if self._away_since is not None:
+            for slots in self._shared:
+                slots.go_away(self._known_workers())
+
+    def _arm_away(self) -> None:
+        if self._away_timer is None and self._away_since is None:
+            self._away_timer = self._loop.call_later(self._timeout, self._go_away)
+
+    def _go_away(self) -> None:
+        self._disarm_away()
+        if self._away_since is None and not self._closing:
+            self._away_since = monotonic()
+            self._away_count += 1
+            logger.warning(
+                "the store is away; going on with on_storage_error: %s", self._on_storage_error
+            )
+        for slots in self._shared:
+            slots.go_away(self._known_workers())
+        self._ready.set()
+
+    def _came_back(self) -> None:
+        self._disarm_away()
+        if self._away_since is not None:
+            logger.warning("the store is back after %.1f s", monotonic() - self._away_since)
+            self._away_since = None
+        self._ready.set()
+
+    def _disarm_away(self) -> None:
+        if self._away_timer is not None:
+            self._away_timer.cancel()
+            self._away_timer = None
+
+    def _known_workers(self) -> int:
+        return max([self._workers, *(len(slots.peers) for slots in self._shared)])
+
+    def _tick(self) -> None:
+        self.tick = monotonic()
+        self._ticker = self._loop.call_later(TICK, self._tick)
+        if any(slots.suspended for slots in self._shared):
+            self.reset("the event loop hung")
+
+    # ------------------------------------------------------------------ the rest of the contract
+
+    def slots(self, endpoint: str) -> Slots:
+        return self._slots[endpoint]
+
+    async def set_capacity(self, endpoint: str, capacity: int | None) -> None:
+        slots = self._slots[endpoint]
+        if isinstance(slots, MemorySlots):
+            slots.limit(capacity)
+            return
+        assert isinstance(slots, SharedSlots)  # noqa: S101 - there is no third kind
+        text = "" if capacity is None else capacity
+        await self._run("capacity", self._shared[slots], text, LEARNING)
+        await self._applied(slots, capacity)
+
+    async def _applied(self, slots: SharedSlots, capacity: int | None) -> None:
+        """Wait, for a bounded time, until this worker enforces the capacity, too."""
+        end = self._loop.time() + 1.0
+        while self._loop.time() < end:
+            if slots.capacity == capacity and not slots.learning and slots.is_attached:
+                return
+            await asyncio.sleep(0.005)
+
+    def status(self) -> StorageStatus:
+        away = self._away_since
+        trip = self._link.round_trip if self._link is not None else None
+        return StorageStatus(
+            kind=self._kind,
+            degraded=away is not None,
+            degraded_seconds=monotonic() - away if away is not None else 0.0,
+            degraded_count=self._away_count,
+            round_trip_ms=None if trip is None else trip * 1000,
+            workers=self._known_workers(),
+        )
+
+    async def load(self, key: str) -> bytes | None:
+        value = await self._ask("GET", self._key(key))
+        return value if isinstance(value, bytes) else None
+
+    async def save(self, key: str, value: bytes) -> None:
+        await self._ask("SET", self._key(key), value)
+
+    async def publish(self, value: bytes) -> None:
+        await self._run("publish", (self._key("reports"), self._key("times")), self.worker, value)
+
+    async def reports(self) -> dict[str, bytes]:
+        reply = await self._ask("HGETALL", self._key("reports"))
+        if not isinstance(reply, dict):
+            raise StorageError(f"HGETALL was answered {reply!r:.80}")
+        return {worker.decode(): value for worker, value in reply.items()}
+
+    async def lock(self, name: str, ttl: float) -> int | None:
+        keys = (self._key(f"lock:{name}"), self._key(f"fence:{name}"))
+        number = await self._run("lock", keys, round(ttl * 1000))
+        return number if isinstance(number, int) and number else None
+
+    async def renew(self, name: str, fence: int, ttl: float) -> bool:
+        return await self._run("renew", (self._key(f"lock:{name}"),), fence, round(ttl * 1000)) == 1
+
+    async def unlock(self, name: str, fence: int) -> None:
+        await self._run("unlock", (self._key(f"lock:{name}"),), fence)
+
+    async def save_fenced(self, key: str, value: bytes, name: str, fence: int) -> bool:
+        keys = (self._key(key), self._key(f"lock:{name}"))
+        return await self._run("save_fenced", keys, fence, value) == 1
+
+    def _key(self, name: str) -> str:
+        return record_key(self._service, name)
+
+    async def _run(self, script: str, keys: tuple[str, ...], *arguments: object) -> object:
+        return await self._ask("EVALSHA", SHA[script], len(keys), *keys, *arguments)
+
+    async def _ask(self, *command: object) -> object:
+        if self._link is None or self._away_since is not None:
+            raise StorageError("the store is away")
+        return await self._link.ask(*command)
