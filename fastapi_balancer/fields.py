@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -99,7 +99,9 @@ def _check_path(path: str) -> None:
     if re.search(r"[\s\x00-\x1f\x7f]", path):
         raise wrong("a path holds no spaces or control characters")
     if re.search(r"%[0-9A-Fa-f]{2}", path):
-        raise wrong(f"servers decode paths before matching; write {unquote(path)}")
+        raise wrong(
+            "servers decode paths before matching; write the characters themselves, not %XX"
+        )
 
 
 def template_key(path: str) -> str:
@@ -121,6 +123,12 @@ def _methods(methods: tuple[str, ...]) -> tuple[str, ...]:
     if "OPTIONS" in methods:
         raise wrong("OPTIONS is never limited, so that browsers' preflight requests get through")
     return tuple(dict.fromkeys(methods))
+
+
+def _service_name(name: str) -> str:
+    if not 1 <= len(name) <= 100 or re.search(r"[{}\x00-\x1f\x7f]", name):
+        raise wrong("a name has 1 to 100 characters, without braces and control characters")
+    return name
 
 
 def _header_name(name: str) -> str:
@@ -182,7 +190,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NotBool, Unit("
 Count = Annotated[int, Field(ge=1, le=10**9), NotBool, Unit("requests")]
 QueueSize = Annotated[int, Field(ge=0, le=10**9), NotBool, Unit("requests")]
 Secret = Annotated[SecretStr, WrapValidator(_keep_reference)]
-Path = Annotated[
+LiteralPath = Annotated[
     str,
     AfterValidator(_path),
     WithJsonSchema({"type": "string", "format": "path", "pattern": _PATH_PATTERN}),
@@ -199,7 +207,12 @@ Method = Annotated[
         {"type": "string", "format": "http-method", "pattern": f"^{_TOKEN.pattern}$"},
     ),
 ]
-Address = Annotated[Secret, AfterValidator(_url)]
+Address = Annotated[
+    Secret,
+    AfterValidator(_url),
+    WithJsonSchema({"type": "string", "format": "uri", "writeOnly": True}),
+]
+ServiceName = Annotated[str, AfterValidator(_service_name)]
 Methods = Annotated[tuple[Method, ...], AfterValidator(_methods)]
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 HeaderValue = Annotated[Secret, AfterValidator(_header_value)]

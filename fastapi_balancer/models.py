@@ -25,9 +25,9 @@ from fastapi_balancer.fields import (
     HeaderName,
     HeaderValue,
     Lease,
+    LiteralPath,
     Method,
     Methods,
-    Path,
     QueueSize,
     Seconds,
     Secret,
@@ -118,11 +118,11 @@ class StorageConfig(Section):
     @model_validator(mode="after")
     def _complete(self) -> StorageConfig:
         if self.type == StorageType.REDIS and self.url is None:
-            raise wrong("type redis needs an address, such as redis://localhost:6379", key="url")
+            raise wrong("type redis needs an address, such as redis://localhost:6379", "url")
         if self.url is not None and "type" not in self.model_fields_set:
-            raise wrong("an address without `type: redis` would not be used", key="type")
+            raise wrong("an address without `type: redis` would not be used", "type")
         if self.timeout >= self.lease:
-            raise wrong("a call must end before the lease does", key="timeout")
+            raise wrong("a call must end before the lease does", "timeout")
         return self
 
 
@@ -131,27 +131,27 @@ class UIConfig(Section):
 
     enable: bool = True
     """Whether the dashboard is served."""
-    path: Path = "/balancer/ui"
+    path: LiteralPath = "/balancer/ui"
     """Where the dashboard is served."""
-    username: Annotated[str, Field(min_length=1)] | None = None
-    """User name for HTTP Basic authentication. Unset, with `password`: open to everybody."""
+    username: str | None = None
+    """User name for HTTP Basic authentication. Unset, as `password` then must be: open to all."""
     password: Secret | None = None
     """Password for HTTP Basic authentication."""
 
     @model_validator(mode="after")
     def _credentials(self) -> UIConfig:
         if self.path == "/":
-            raise wrong("the dashboard at / would hide the service", key="path")
-        if self.username is not None and ":" in self.username:
-            raise wrong("a user name holds no colon (RFC 7617 2)", key="username")
-        if self.username is not None and self.password is None:
-            raise wrong("a user name needs a password, or the dashboard is open", key="password")
-        if self.password is None:
+            raise wrong("the dashboard at / would hide the service", "path")
+        if self.username is None and self.password is None:
             return self
         if self.username is None:
-            raise wrong("a password needs a user name, or the dashboard is open", key="username")
+            raise wrong("a password needs a user name, or the dashboard is open", "username")
+        if self.password is None:
+            raise wrong("a user name needs a password, or the dashboard is open", "password")
+        if not self.username or ":" in self.username:
+            raise wrong("a user name is not empty and holds no colon (RFC 7617 2)", "username")
         if not self.password.get_secret_value():
-            raise wrong("an empty password protects nothing", key="password")
+            raise wrong("an empty password protects nothing", "password")
         return self
 
 
@@ -198,7 +198,7 @@ def _different(endpoints: dict[str, EndpointProbeConfig]) -> dict[str, EndpointP
     for path in endpoints:
         other = seen.setdefault(template_key(path), path)
         if other != path:
-            raise wrong(f"matches the same requests as {other}; keep one of them", key=path)
+            raise wrong(f"matches the same requests as {other}; keep one of them", path)
     return endpoints
 
 

@@ -21,7 +21,7 @@ _FORMATS = {
     "path": "a path such as /predict",
     "endpoint": "a path such as /predict or /items/{id}",
     "http-method": "an HTTP method such as GET",
-    "http-header": "the name of an HTTP header",
+    "uri": "an address such as redis://localhost:6379",
 }
 
 
@@ -33,12 +33,12 @@ class Problem:
     text: str
 
 
-def wrong(text: str, key: str = "") -> PydanticCustomError:
-    """Make the error that a validator raises. `key`: the key below that is meant.
+def wrong(text: str, *keys: str) -> PydanticCustomError:
+    """Make the error that a validator raises. `keys` lead on to the value that is meant.
 
     `text` must not repeat the value, which may be a secret.
     """
-    return PydanticCustomError("wrong", "{text}", {"text": text, "key": key})
+    return PydanticCustomError("wrong", "{text}", {"text": text, "keys": keys})
 
 
 def problems_of(model: type[BaseModel], error: ValidationError) -> list[Problem]:
@@ -50,22 +50,25 @@ def problems_of(model: type[BaseModel], error: ValidationError) -> list[Problem]
 def report(
     problems: Iterable[Problem],
     source: str,
-    position: Callable[[tuple[Key, ...]], str] = lambda path: "",
+    position: Callable[[tuple[Key, ...]], tuple[int, int] | None] = lambda path: None,
 ) -> str:
-    """Write one line for each problem: `source:line:column: key: text`."""
+    """Write one line for each problem, `source:line:column: key: text`, in the file's order."""
     lines = []
     for problem in problems:
+        found = position(problem.path) or ()
+        place = ":".join([source, *map(str, found)])
         key = ".".join(_segment(key) for key in problem.path)
-        place = f"{source}{position(problem.path)}"
-        lines.append(f"{place}: {key}: {problem.text}" if key else f"{place}: {problem.text}")
-    return "\n".join(lines)
+        lines.append(
+            (found, f"{place}: {key}: {problem.text}" if key else f"{place}: {problem.text}")
+        )
+    return "\n".join(line for _, line in sorted(lines, key=lambda each: each[0]))
 
 
 def allowed(schema: Schema, root: Schema) -> str:
     """Name what a field takes, from its JSON schema; `root` holds the definitions."""
     schema = _resolved(schema, root)
     if "anyOf" in schema:
-        return " or ".join(allowed(each, root) for each in schema["anyOf"])
+        return ", or ".join(allowed(each, root) for each in schema["anyOf"])
     if "enum" in schema:
         return "one of " + ", ".join(schema["enum"])
     if schema.get("format") in _FORMATS:
@@ -88,14 +91,14 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     words = list(known)
     near = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}Known keys: {', '.join(words)}"
+    return f"{hint}known keys: {', '.join(words)}"
 
 
 def _bounds(schema: Schema) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None and high is not None:
         return f" from {low:g} to {high:g}" if high < 1e6 else f" from {low:g} to {high:,}"
-    parts = [f"at least {low:g}"] if low is not None else []
+    parts = [f"of at least {low:g}"] if low is not None else []
     if "exclusiveMinimum" in schema:
         parts.append(f"above {schema['exclusiveMinimum']:g}")
     if high is not None:
@@ -110,12 +113,13 @@ def _problem(root: Schema, details: ErrorDetails) -> Problem:
         return Problem(path, f"unknown key; {suggestion(str(path[-1]), known)}")
     if details["type"] == "invalid_key" or details["loc"][-1:] == ("[key]",):
         return Problem(path, _wrong_key(details))
-    if details["type"] == "wrong":
-        context = details.get("ctx", {})
-        return Problem(path + ((context["key"],) if context["key"] else ()), context["text"])
     schema = _at(root, path)
     found = _found(details["input"], shown=_is_plain(schema, root))
-    return Problem(path, f"found {found}; allowed: {allowed(schema, root)}")
+    if details["type"] != "wrong":
+        return Problem(path, f"{found}; allowed: {allowed(schema, root)}")
+    context = details.get("ctx", {})
+    start = f"{found}; " if _is_plain(schema, root) else ""
+    return Problem((*path, *context["keys"]), f"{start}{context['text']}")
 
 
 def _wrong_key(details: ErrorDetails) -> str:
@@ -156,7 +160,7 @@ def _is_plain(schema: Schema, root: Schema) -> bool:
     return all(
         each.get("type") in ("integer", "number", "boolean", "null")
         or "enum" in each
-        or each.get("format") in _FORMATS
+        or ("format" in each and "writeOnly" not in each)
         for each in branches
     )
 
@@ -164,12 +168,10 @@ def _is_plain(schema: Schema, root: Schema) -> bool:
 def _found(value: object, *, shown: bool) -> str:
     if isinstance(value, FromEnvironment):
         names = ", ".join(variables(value.reference))
-        return f"something else in the environment variable {names}"
+        return f"what the environment variable {names} holds does not fit"
     if not shown or not isinstance(value, str | int | float) or _looks_secret(value):
-        return _kind(value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value!r}"
+        return f"found {_kind(value)}"
+    return f"found {str(value).lower() if isinstance(value, bool) else repr(value)}"
 
 
 def _looks_secret(value: object) -> bool:
@@ -188,4 +190,5 @@ def _kind(value: object) -> str:
 
 
 def _segment(key: Key) -> str:
-    return "(an address)" if "://" in str(key) else str(key)
+    """Write one key of a path; not an address, which may hold credentials."""
+    return "(an address)" if "://" in str(key) else str(key) or "''"
