@@ -190,5 +190,3 @@ async def refuse(scope: Scope, send: Send, endpoint: str, rejected: Rejected) ->
         headers.append((b"connection", b"close"))  # the rest of it would be read for nothing
     await send({"type": f"{prefix}.start", "status": status, "headers": headers})
     await send({"type": f"{prefix}.body", "body": body})
-
-

@@ -1,4 +1,4 @@
-"""The one place where everything is built: from the configuration to all parts, started and stopped."""
+"""The one place where everything is built: from the configuration to all parts, and their life."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ class Balancer:
     `BalancerConfig` as keywords. Raises `ConfigError`, which says what is wrong and where.
     """
 
-    def __init__(
-        self, config: str | Path | BalancerConfig | None = None, **keywords: Any
-    ) -> None:
+    def __init__(self, config: str | Path | BalancerConfig | None = None, **keywords: Any) -> None:
         self.config = load_config(config, **keywords)
         self._app: ASGIApp | None = None
         self._parts: _Parts | None = None
@@ -98,8 +96,8 @@ class Balancer:
             if self._parts is not None and self._parts.loop is loop:
                 return
             logger.warning(
-                "no lifespan has reached the balancer (is the app mounted in another one?): nothing "
-                "is measured; set a capacity for each endpoint, or wrap the outermost app"
+                "no lifespan has reached the balancer (is the app mounted in another one?): "
+                "nothing is measured; set a capacity for each endpoint, or wrap the outermost app"
             )
             self._parts = _Parts(self.config, self._name(), middleware, scope)
             await self._parts.start(probe=False)

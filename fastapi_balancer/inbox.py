@@ -1,4 +1,4 @@
-"""Reads a request ahead of its app, for a bounded length, and then hands on what it has read, in order."""
+"""Reads a request ahead of its app, up to a bound, and hands on what it has read in order."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ GONE = ("http.disconnect", "websocket.disconnect")
 
 
 class Inbox:
-    """The `receive` of one request. Before the app runs it may be read by `read_body` and `watch`."""
+    """The `receive` of one request. Before the app runs, `read_body` and `watch` may read it."""
 
-    __slots__ = ("_messages", "_receive", "_reader", "_size", "_wanted")
+    __slots__ = ("_messages", "_reader", "_receive", "_size", "_wanted")
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -25,8 +25,10 @@ class Inbox:
         self._wanted = True
 
     async def __call__(self) -> Message:
-        """The next message, for the app. The reader's unfinished `receive` is awaited, not repeated:
-        two readers would race for one message."""
+        """The next message, for the app.
+
+        The reader's unfinished `receive` is awaited, not repeated: two would race for a message.
+        """
         while not self._messages:
             if self._reader is None:
                 return await self._receive()
@@ -37,7 +39,7 @@ class Inbox:
         return self._messages.popleft()
 
     async def read_body(self) -> bool:
-        """Read until the body has ended or `READ_AHEAD` bytes are here. False: the client has gone."""
+        """Read until the body or `READ_AHEAD` bytes are here. False: the client has gone."""
         while self._size < READ_AHEAD:
             message = await self._read()
             if message["type"] in GONE:
@@ -49,7 +51,7 @@ class Inbox:
     def watch(self, gone: Callable[[], None]) -> None:
         """Read on in the background, and call `gone` when the client goes.
 
-        Stops at `READ_AHEAD` bytes: a client whose longer body is still on its way is not seen to go.
+        Stops at `READ_AHEAD` bytes: beyond it a client is not seen to go.
         """
         self._reader = asyncio.create_task(self._watch(gone))
 

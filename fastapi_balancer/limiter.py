@@ -1,4 +1,4 @@
-"""The gate of one endpoint in one worker: a slot now, or a place in the queue and a bounded wait."""
+"""The gate of one endpoint in one worker: a slot now, or a place in the queue for a while."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entry of every request: which of them need a slot, and what the server's lifespan starts and stops."""
+"""The entry: which requests need a slot, and what the server's lifespan starts and stops."""
 
 from __future__ import annotations
 

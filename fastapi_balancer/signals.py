@@ -28,7 +28,9 @@ class EndingSignals:
     def install(self) -> None:
         """Put ourselves before the present handlers. Does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
-            logger.debug("not in the main thread: the end is seen with the lifespan's shutdown only")
+            logger.debug(
+                "not in the main thread: the end is seen with the lifespan's shutdown only"
+            )
             return
         for number in ENDING:
             before = signal.getsignal(number)

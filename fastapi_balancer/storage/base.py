@@ -1,4 +1,4 @@
-"""What the rest of the package needs from a store: slots with one queue, and a few small records."""
+"""What the package needs of a store: slots with one queue, and a few small records."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Slots(Protocol):
 
     @property
     def owned(self) -> int:
-        """Slots that this worker has the right to use now; at least `active`, unless not limited."""
+        """Slots that this worker has the right to use now; never fewer than `active`."""
 
     @property
     def queued(self) -> int:
@@ -50,10 +50,10 @@ class Slots(Protocol):
         """Take a slot if one is free for this worker and nobody waits. Never waits."""
 
     def join(self) -> Ticket:
-        """Join the queue. `Ticket.granted` is resolved with a slot, or fails with `Rejected`."""
+        """Join the queue. `Ticket.granted` ends with a slot, or fails with `Rejected`."""
 
     def leave(self, ticket: Ticket) -> None:
-        """Give up a place in the queue. Idempotent; does nothing for a ticket that has its slot."""
+        """Give up a place in the queue. Idempotent; nothing happens once it has its slot."""
 
     def release(self, held: float = 0.0) -> None:
         """Give one slot back, which was held for `held` seconds.
@@ -91,8 +91,9 @@ class Storage(Protocol):
         """This worker's id: host, pid, start time of the process, and a random part."""
 
     async def open(self) -> None:
-        """Connect, from within the event loop. A store that is away is not an error here: `status` says so, and it is retried.
+        """Connect, from within the event loop.
 
+        A store that is away is not an error here: `status` says so, and it is retried.
         Raises `StorageError` only for what waiting cannot mend (bad credentials, a server too old).
         """
 
@@ -115,7 +116,7 @@ class Storage(Protocol):
         """Write a small record. Raises `StorageError`."""
 
     async def publish(self, value: bytes) -> None:
-        """Put this worker's report beside the other workers' (see `reports`). Raises `StorageError`."""
+        """Put this worker's report beside the others' (see `reports`). Raises `StorageError`."""
 
     async def reports(self) -> dict[str, bytes]:
         """The newest report of each worker, by worker id; reports are not removed when a worker
@@ -140,7 +141,7 @@ class Storage(Protocol):
 
 
 def host_id() -> str:
-    """The id of this host and its process ids: the same for all processes that can watch each other."""
+    """The id of this host and its process ids: equal for all who can watch each other."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
         return f"{boot}.{os.stat('/proc/self/ns/pid').st_ino}"

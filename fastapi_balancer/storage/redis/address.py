@@ -30,7 +30,7 @@ class Address:
         self.connect_timeout = connect_timeout
         scheme = urlsplit(url).scheme
         if scheme not in SCHEMES:
-            raise ConfigError(f"storage.url: the scheme {scheme!r} is none of {', '.join(SCHEMES)}")
+            raise ConfigError(f"storage.url: the scheme {scheme!r} is none of {SCHEMES}")
         self._sentinels: list[tuple[str, int]] = []
         if scheme.endswith("+sentinel"):
             url = self._read_sentinels(url)
@@ -42,7 +42,7 @@ class Address:
         self._sync_url = url
 
     def _read_sentinels(self, url: str) -> str:
-        """Keep the sentinels' addresses; return the URL of the server they speak of, without host."""
+        """Keep the sentinels' addresses; return the URL of the server they know of."""
         parts = urlsplit(url)
         credentials, _, hosts = parts.netloc.rpartition("@")
         self._service, _, db = parts.path.strip("/").partition("/")
@@ -60,10 +60,10 @@ class Address:
         return f"{scheme}://{credentials}{'@' if credentials else ''}primary/{db or 0}{query}"
 
     async def connection(self) -> AbstractConnection:
-        """A new connection of the event loop, not connected yet. RESP3, no retries, no time-outs."""
+        """A new connection of the event loop, not connected yet. RESP3, no retries."""
         options = dict(self._options)
         if self._sentinels:
-            sentinel = AsyncSentinel(
+            sentinel = AsyncSentinel(  # type: ignore[no-untyped-call] # redis-py
                 self._sentinels,
                 sentinel_kwargs={"socket_timeout": self.connect_timeout, "protocol": 2},
             )
@@ -92,10 +92,10 @@ class Address:
         }
         pool = redis.ConnectionPool.from_url(self._sync_url, **options)
         if self._sentinels:
-            sentinel = Sentinel(
+            sentinel = Sentinel(  # type: ignore[no-untyped-call] # redis-py
                 self._sentinels, sentinel_kwargs={"socket_timeout": self.connect_timeout}
             )
-            host, port = sentinel.discover_master(self._service)
+            host, port = sentinel.discover_master(self._service)  # type: ignore[no-untyped-call]
             pool.connection_kwargs.update(host=host, port=port)
             for each in sentinel.sentinels:
                 each.close()

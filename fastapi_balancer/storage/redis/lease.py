@@ -1,4 +1,4 @@
-"""The worker's sign of life: a thread that renews leases, sees siblings die, and helps when the loop hangs.
+"""The worker's sign of life: a thread that renews leases, and sees siblings die and the loop hang.
 
 The user's handler may block the event loop for seconds; nothing here needs the loop.
 """
@@ -10,7 +10,7 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
@@ -52,7 +52,7 @@ class LeaseKeeper:
         connect: Callable[[], redis.Redis],
         *,
         lease: float,
-        revive: Callable[[], None] | None = None,
+        revive: Callable[[], object] | None = None,
     ) -> None:
         self._host = host
         self._connect = connect
@@ -143,14 +143,14 @@ class LeaseKeeper:
         return now - self._beaten.get(keys[0], 0.0) >= (BEAT if busy else self._lease * 0.3)
 
     def _evaluate(
-        self, script: str, calls: list[tuple[tuple[str, ...], tuple[Any, ...]]]
+        self, script: str, calls: Sequence[tuple[tuple[str, ...], tuple[Any, ...]]]
     ) -> list[Any]:
-        assert self._client is not None  # noqa: S101 - for the type checker; set by _round
+        assert self._client is not None  # set by _round
         pipeline = self._client.pipeline(transaction=False)
         for keys, arguments in calls:
             pipeline.evalsha(SHA[script], len(keys), *keys, *arguments)
         try:
-            return pipeline.execute()  # type: ignore[no-any-return]
+            return pipeline.execute()
         except NoScriptError:
             self._client.script_load(SOURCES[script])
             raise
@@ -158,7 +158,7 @@ class LeaseKeeper:
     # ------------------------------------------------------------------ siblings
 
     def _watch_siblings(self, workers: set[str]) -> None:
-        """Hold a pidfd of each other worker on this host: the kernel says at once when it is gone."""
+        """Hold a pidfd of each other worker on this host: the kernel says when it is gone."""
         if not hasattr(os, "pidfd_open"):
             return
         here = host_id()

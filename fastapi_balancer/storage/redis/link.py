@@ -1,4 +1,4 @@
-"""One RESP3 connection: replies in order to whoever called, pushes to one listener, every reply bounded."""
+"""One RESP3 connection: replies in order to whoever called, pushes to one listener."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 from fastapi_balancer.errors import StorageError
 
 Done = Callable[[object], None]
-Command = tuple[object, ...]
+Command = tuple[str | int | bytes, ...]
 SECOND_LOOK = 0.03  # seconds; a reply that came while the loop was busy is read before it is missed
 
 
@@ -50,20 +50,20 @@ class Link:
 
     async def open(self) -> None:
         """Connect. Raises redis' exceptions, OSError or TimeoutError."""
-        await self._connection.connect()
+        await self._connection.connect()  # type: ignore[no-untyped-call] # redis-py
         self._tasks = [self._loop.create_task(self._read()), self._loop.create_task(self._write())]
 
     def wake(self) -> None:
         """Call `collect` soon."""
         self._work.set()
 
-    def send(self, *command: object) -> None:
+    def send(self, *command: str | int | bytes) -> None:
         """Send a command that has no reply of its own (SUBSCRIBE in RESP3)."""
         self._direct.append((command, None))
         self._work.set()
 
-    def ask(self, *command: object) -> asyncio.Future[object]:
-        """Send a command. The future fails with `StorageError` for an error or a lost connection."""
+    def ask(self, *command: str | int | bytes) -> asyncio.Future[object]:
+        """Send a command. The future fails with `StorageError` for an error or a lost link."""
         answer: asyncio.Future[object] = self._loop.create_future()
 
         def done(reply: object) -> None:

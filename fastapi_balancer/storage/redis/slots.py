@@ -182,7 +182,7 @@ class SharedSlots:
                 return
 
     def _hand_over(self) -> bool:
-        """Give a slot that is counted as in use to this worker's first ticket, when that is fair."""
+        """Give a slot that counts as in use to this worker's first ticket, if that is fair."""
         if not self._tickets or self._suspended or monotonic() >= self._lease_until:
             return False
         ticket = next((t for t in self._tickets.values() if not t.granted.done()), None)
@@ -431,7 +431,7 @@ class SharedSlots:
         self._poked = True
         self._link.wake(self)
 
-    # ------------------------------------------------------------------ what the lease's thread calls
+    # ------------------------------------------------------------------ what the thread calls
 
     @property
     def suspended(self) -> bool:

@@ -45,7 +45,7 @@ class RedisStorage:
         on_storage_error: OnStorageError = OnStorageError.LOCAL,
         workers: int = 1,
         kind: str = "redis",
-        revive: Callable[[], None] | None = None,
+        revive: Callable[[], object] | None = None,
     ) -> None:
         self.worker = ""
         self.session = 0
@@ -120,7 +120,7 @@ class RedisStorage:
     async def _learned(self) -> None:
         """Wait until an empty store has heard of every worker: then no request has to."""
         end = self._loop.time() + LEARNING / 1000 + 0.1
-        while any(slots.learning for slots in self._shared) and self._loop.time() < end:
+        while any(slots.learning for slots in self._shared) and self._loop.time() < end:  # noqa: ASYNC110 - three kinds of events end it, and it is not urgent
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:
@@ -177,8 +177,8 @@ class RedisStorage:
                 command = ("EVALSHA", SHA["sync"], 3, *keys, self.worker, self.session, *arguments)
                 yield command, partial(self._synced, self._link, slots, new)
 
-    def _synced(self, link: Link, slots: SharedSlots, new: list[int], reply: object) -> None:
-        if link is self._link and not link.lost.done():
+    def _synced(self, link: Link | None, slots: SharedSlots, new: list[int], reply: object) -> None:
+        if link is not None and link is self._link and not link.lost.done():
             slots.synced(new, reply)
 
     def _pushed(self, message: list[object]) -> None:
@@ -338,7 +338,7 @@ class RedisStorage:
         if isinstance(slots, MemorySlots):
             slots.limit(capacity)
             return
-        assert isinstance(slots, SharedSlots)  # noqa: S101 - there is no third kind
+        assert isinstance(slots, SharedSlots)  # there is no third kind
         text = "" if capacity is None else capacity
         await self._run("capacity", self._shared[slots], text, LEARNING)
         await self._applied(slots, capacity)
@@ -397,10 +397,12 @@ class RedisStorage:
     def _key(self, name: str) -> str:
         return record_key(self._service, name)
 
-    async def _run(self, script: str, keys: tuple[str, ...], *arguments: object) -> object:
+    async def _run(
+        self, script: str, keys: tuple[str, ...], *arguments: str | int | bytes
+    ) -> object:
         return await self._ask("EVALSHA", SHA[script], len(keys), *keys, *arguments)
 
-    async def _ask(self, *command: object) -> object:
+    async def _ask(self, *command: str | int | bytes) -> object:
         if self._link is None or self._away_since is not None:
             raise StorageError("the store is away")
         return await self._link.ask(*command)
