@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 Answer = Literal["alive", "silent", "absent"]
 
 START_TIMEOUT = 5.0
-ENSURE_TIMEOUT = 0.6
+ENSURE_TIMEOUT = 0.5
 CLOSE_TIMEOUT = 0.6
 PING_TIMEOUT = 0.25
 RETRY_INTERVAL = 0.01
@@ -101,6 +101,7 @@ class EmbeddedServer:
         self._cwd = os.getcwd()
         self._users: int | None = None  # our writing end of the FIFO
         self._closed = True
+        self._failing = False  # said so already
         self._guard = threading.Lock()
         _servers.add(self)
 
@@ -139,14 +140,19 @@ class EmbeddedServer:
 
         To be called from a background thread when the connection is lost; blocks for less than
         a second. A server that is alive and silent (stopped, or busy) is left alone. Never
-        raises what `start` does: it is logged, and the answer is False.
+        raises what `start` does: the first failure in a row is logged, and the answer is False.
+        Also takes up a `start` that failed. Each call may launch a server; the caller paces them.
         """
         if not self._guard.acquire(blocking=False):
             return False
         try:
-            return not self._closed and self._join(ENSURE_TIMEOUT)
+            answers = not self._closed and self._join(ENSURE_TIMEOUT)
+            self._failing = self._failing and not answers
+            return answers
         except (ConfigError, StorageError) as error:
-            logger.warning("The embedded store cannot be restarted: %s", error)
+            level = logging.DEBUG if self._failing else logging.WARNING
+            logger.log(level, "The embedded store cannot be restarted: %s", error)
+            self._failing = True
             return False
         finally:
             self._guard.release()
@@ -199,6 +205,7 @@ class EmbeddedServer:
     def _launch(self) -> None:
         """Start the server, which lives from now on as long as it has a user."""
         binary = _find_binary()
+        had_one = self._users is not None
         fifo = self.directory / "users"
         with contextlib.suppress(FileExistsError):
             os.mkfifo(fifo, 0o600)
@@ -216,6 +223,8 @@ class EmbeddedServer:
             os.close(reader)
         threading.Thread(target=_await_end, args=(process,), daemon=True).start()
         logger.info("Embedded store: server process %d on %s", process.pid, self.socket)
+        if had_one:
+            logger.warning("The embedded store had ended and was restarted empty")
 
     def _let_go(self) -> None:
         if self._users is not None:

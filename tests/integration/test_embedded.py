@@ -187,7 +187,7 @@ def test_a_killed_server_is_restarted_once_by_all(service: Service) -> None:
     assert service.servers() != [server]
 
 
-def test_a_killed_server_answers_again_within_two_seconds(service: Service) -> None:
+def test_a_killed_server_answers_again_within_a_second(service: Service) -> None:
     starter, other = service.started(2)
     starter.kill()
     os.kill(service.servers()[0], signal.SIGKILL)
@@ -195,6 +195,17 @@ def test_a_killed_server_answers_again_within_two_seconds(service: Service) -> N
     assert result == "True"
     assert seconds < 1
     assert service.ping()
+
+
+def test_a_start_that_failed_is_taken_up_by_ensure(service: Service) -> None:
+    server = EmbeddedServer("test", service.directory)
+    service.directory.chmod(0o755)
+    with pytest.raises(StorageError, match="open to others"):
+        asyncio.run(server.start())
+    service.directory.chmod(0o700)
+    assert server.ensure()
+    assert service.ping()
+    asyncio.run(server.close())
 
 
 def test_killing_all_workers_ends_the_server(service: Service) -> None:
@@ -218,14 +229,14 @@ def test_the_last_worker_to_close_ends_the_server_and_tidies_up(service: Service
     first.ask("close")
     assert service.ping()
     last.ask("close")
-    assert took(lambda: not service.servers()) < 0.5
+    assert took(lambda: not service.servers()) < 1
     assert list(service.directory.iterdir()) == []
 
 
 def test_workers_may_come_and_go_at_the_same_time(service: Service) -> None:
     service.add(4)
     assert service.ask_all("churn") == ["None"] * 4
-    assert took(lambda: not service.servers()) < 0.5
+    assert took(lambda: not service.servers()) < 1
     assert list(service.directory.iterdir()) == []
 
 

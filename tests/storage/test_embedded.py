@@ -156,6 +156,19 @@ def test_a_server_that_was_not_started_is_not_ensured(place: Path) -> None:
     assert list(place.iterdir()) == []
 
 
+def test_failures_in_a_row_are_logged_once(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place.chmod(0o711)
+    server = EmbeddedServer("shop", place)
+    with pytest.raises(StorageError):
+        start(server)
+    with caplog.at_level("INFO"):
+        assert [server.ensure(), server.ensure()] == [False, False]
+    assert caplog.messages == [
+        f"The embedded store cannot be restarted: {place} is open to others "
+        "(mode 0711, needed is 0700)"
+    ]
+
+
 def test_closing_what_was_not_started_does_nothing(place: Path) -> None:
     asyncio.run(EmbeddedServer("shop", place).close())
     assert list(place.iterdir()) == []
