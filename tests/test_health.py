@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
@@ -81,8 +82,9 @@ def test_one_failure_alone_changes_nothing() -> None:
     assert app.asked_at == [0, 10, 11]
 
 
-def test_failures_must_come_in_a_row() -> None:
+def test_failures_must_come_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
     assert checked(App(500, 200, 500, 200), 30).healthy
+    assert caplog.records == []
 
 
 def test_a_failure_is_checked_again_after_a_second() -> None:
@@ -177,6 +179,47 @@ def test_what_is_raised_after_the_answer_does_not_count() -> None:
         raise RuntimeError("in a background task")
 
     assert checked(app, 30).healthy
+
+
+def test_what_is_raised_when_nobody_waits_any_more_is_nobodys_concern(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise RuntimeError("too late") from None
+
+    assert checked(app, 5.5).healthy
+    gc.collect()  # asyncio complains of an exception that nobody took when the task goes
+    assert caplog.records == []
+
+
+def test_a_call_that_takes_too_long_is_cancelled_as_is_one_at_the_stop() -> None:
+    cancelled_at: list[float] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled_at.append(asyncio.get_running_loop().time())
+            raise
+
+    checked(app, 7)
+    assert cancelled_at == [5, 7]
+
+
+def test_an_app_that_waits_for_the_client_to_go_sees_it_go_after_the_answer() -> None:
+    seen: list[tuple[float, str]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert await receive() == {"type": "http.request", "body": b"", "more_body": False}
+        waiting = asyncio.create_task(receive())
+        await App(2.0)(scope, receive, send)
+        seen.append((asyncio.get_running_loop().time(), (await waiting)["type"]))
+
+    checked(app, 5)
+    assert seen == [(2, "http.disconnect")]
 
 
 def test_it_stops_in_the_middle_of_a_check() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
+from itertools import accumulate
 from math import ceil, log
 from typing import TypedDict
 
@@ -40,11 +42,14 @@ class Histogram:
         self.sum = 0.0
 
     @classmethod
-    def from_data(cls, data: HistogramData) -> Histogram:
-        """Rebuild a histogram from `data`. Raises `ValueError` if its lists differ in length."""
+    def from_data(cls, *parts: HistogramData) -> Histogram:
+        """Build the sum of what `data` returned. Raises `ValueError` if lists differ in length."""
         histogram = cls()
-        histogram.counts = dict(zip(data["buckets"], data["counts"], strict=True))
-        histogram.sum = data["sum"]
+        counts = histogram.counts
+        for part in parts:
+            for index, count in zip(part["buckets"], part["counts"], strict=True):
+                counts[index] = counts.get(index, 0) + count
+            histogram.sum += part["sum"]
         return histogram
 
     def data(self) -> HistogramData:
@@ -88,17 +93,16 @@ class Histogram:
 
     def quantiles(self, qs: Iterable[float]) -> list[float | None]:
         """Return several quantiles, for little more than the price of one."""
-        ordered = sorted(self.counts.items())
-        count = sum(number for _, number in ordered)
-        return [_at_rank(ordered, max(1, ceil(q * count))) for q in qs]
+        if not self.counts:
+            return [None for _ in qs]
+        buckets = sorted(self.counts)
+        up_to = list(accumulate(map(self.counts.__getitem__, buckets)))
+        ranks = (max(1, ceil(q * up_to[-1])) for q in qs)
+        return [_middle(buckets[bisect_left(up_to, rank)]) for rank in ranks]
 
 
-def _at_rank(ordered: list[tuple[int, int]], rank: int) -> float | None:
-    for index, number in ordered:
-        rank -= number
-        if rank <= 0:
-            return LOWEST * GROWTH**index * _MIDDLE if index else 0.0
-    return None
+def _middle(bucket: int) -> float:
+    return LOWEST * GROWTH**bucket * _MIDDLE if bucket else 0.0
 
 
 class Window:

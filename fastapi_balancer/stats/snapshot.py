@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, TypedDict
 
 from fastapi_balancer.stats.collector import EndpointReport, Report
-from fastapi_balancer.stats.histogram import Histogram, HistogramData, merged
+from fastapi_balancer.stats.histogram import Histogram, HistogramData
 
 STALE_AFTER = 5.0  # seconds; five reports missed: the worker is gone, or the store is
 LISTED_FOR = 60.0  # seconds that a worker without a sign of life is still listed
@@ -196,8 +196,7 @@ def _rates(parts: Sequence[EndpointReport]) -> Rates:
 
 
 def _quantiles(parts: Sequence[HistogramData]) -> Quantiles:
-    histogram = merged(Histogram.from_data(part) for part in parts)
-    p50, p95, p99 = histogram.quantiles((0.5, 0.95, 0.99))
+    p50, p95, p99 = Histogram.from_data(*parts).quantiles((0.5, 0.95, 0.99))
     return {"p50_ms": _ms_or_none(p50), "p95_ms": _ms_or_none(p95), "p99_ms": _ms_or_none(p99)}
 
 

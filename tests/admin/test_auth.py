@@ -45,6 +45,7 @@ def test_the_scheme_is_read_without_case(scheme: str) -> None:
         "Basic",
         "Basic ",
         "Basic !!!",
+        "Basic YWRt*aW46c2VjcmV0",
         "Basic YWRtaW46c2VjcmV0x",
         "Basic YWRtaW46c2VjcmV",
         "Basic ÿÿÿÿ",
