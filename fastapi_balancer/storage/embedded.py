@@ -24,6 +24,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 from fastapi_balancer.errors import ConfigError, StorageError
 
@@ -125,7 +126,7 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         """The address for a client."""
-        return f"unix://{self.socket}"
+        return f"unix://{quote(str(self.socket))}"
 
     async def start(self) -> None:
         """Join the server of this service, or start it. Takes at most about 5 s.
@@ -221,7 +222,9 @@ class EmbeddedServer:
                 settings.write(SETTINGS.format(socket=quoted).encode())
         finally:
             os.close(reader)
-        threading.Thread(target=_await_end, args=(process,), daemon=True).start()
+        threading.Thread(
+            target=_await_end, args=(process,), name="embedded-store-end", daemon=True
+        ).start()
         logger.info("Embedded store: server process %d on %s", process.pid, self.socket)
         if had_one:
             logger.warning("The embedded store had ended and was restarted empty")
