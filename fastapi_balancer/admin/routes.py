@@ -69,7 +69,9 @@ class AdminRoutes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         """Answer one request. `path` is the scope's path without its root path."""
         if scope["type"] == "websocket":
-            await _refuse_websocket(scope, receive, send)
+            # Before the handshake, as starlette's router does: the client sees a 403. A 404 through
+            # the extension would be an ERROR in uvicorn's log for each try of a scanner.
+            await WebSocketClose()(scope, receive, send)
             return
         response = await self._respond(scope, path)
         if scope["method"] == "HEAD":
@@ -123,12 +125,3 @@ def _json(
 ) -> Response:
     body = json.dumps(content, separators=(",", ":")).encode()
     return Response(body, status, {**HEADERS, **(headers or {})}, media_type)
-
-
-async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer 404 where the server can send it, else close before the handshake (403)."""
-    if "websocket.http.response" in scope.get("extensions", {}):
-        refusal = problem(404, "There is no WebSocket at this path.")
-        await refusal(scope, receive, send)
-    else:
-        await WebSocketClose()(scope, receive, send)

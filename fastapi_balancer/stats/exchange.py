@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from fastapi_balancer.errors import StorageError
-from fastapi_balancer.stats.collector import REPORT_VERSION, Collector, Report, WorkerGauges
+from fastapi_balancer.stats.collector import (
+    REPORT_VERSION,
+    Collector,
+    EndpointReport,
+    Report,
+    WorkerGauges,
+)
 from fastapi_balancer.stats.snapshot import Snapshot, merge
 
 logger = logging.getLogger(__name__)
@@ -159,10 +165,19 @@ def decode(raw: bytes) -> Report | None:
         report: Any = json.loads(raw)
     except ValueError:
         report = None
-    if not isinstance(report, dict) or report.get("version") != REPORT_VERSION:
+    if not _is_understood(report):
         logger.debug("A worker's report is not understood, and left out.")
         return None
     return cast(Report, report)
+
+
+def _is_understood(report: Any) -> bool:
+    if not isinstance(report, dict) or report.get("version") != REPORT_VERSION:
+        return False
+    if not report.keys() >= Report.__required_keys__:
+        return False
+    endpoints = report["endpoints"].values()
+    return all(part.keys() >= EndpointReport.__required_keys__ for part in endpoints)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -172,24 +172,12 @@ def test_only_what_is_below_the_prefix_is_handled(path: str, handled: bool) -> N
     assert routes().handles(path) is handled
 
 
-def ask_websocket(extensions: dict[str, Any]) -> list[Message]:
+@pytest.mark.parametrize("extensions", [{}, {"websocket.http.response": {}}])
+def test_a_websocket_is_closed_before_its_handshake(extensions: dict[str, Any]) -> None:
     scope = {"type": "websocket", "path": "/balancer/stats", "extensions": extensions}
     answer = Answer()
     asyncio.run(routes()(scope, never, answer.send, "/balancer/stats"))
-    return answer.messages
-
-
-def test_a_websocket_is_refused_with_404_where_the_server_can() -> None:
-    messages = ask_websocket({"websocket.http.response": {}})
-    assert [message["type"] for message in messages] == [
-        "websocket.http.response.start",
-        "websocket.http.response.body",
-    ]
-    assert messages[0]["status"] == 404
-
-
-def test_a_websocket_is_closed_before_its_handshake_elsewhere() -> None:
-    assert [message["type"] for message in ask_websocket({})] == ["websocket.close"]
+    assert [message["type"] for message in answer.messages] == ["websocket.close"]
 
 
 class Alone:

@@ -9,7 +9,7 @@ import pytest
 
 from fastapi_balancer.errors import StorageError
 from fastapi_balancer.stats.collector import Collector, EndpointGauges, WorkerGauges
-from fastapi_balancer.stats.exchange import Snapshots, decode
+from fastapi_balancer.stats.exchange import Snapshots, decode, encode
 from fastapi_balancer.testing import run_virtual
 
 
@@ -230,7 +230,7 @@ def test_a_worker_of_another_clock_that_dies_grows_stale_too() -> None:
     run_virtual(main())
 
 
-@pytest.mark.parametrize("raw", [b"\xff", b"", b"[1]", b"{}", b'{"version":0}'])
+@pytest.mark.parametrize("raw", [b"\xff", b"", b"[1]", b"{}", b'{"version":0}', b'{"version":1}'])
 def test_a_report_that_is_not_understood_is_left_out(raw: bytes) -> None:
     async def main() -> Any:
         store = Store()
@@ -239,6 +239,15 @@ def test_a_report_that_is_not_understood_is_left_out(raw: bytes) -> None:
 
     assert decode(raw) is None
     assert list(run_virtual(main())) == ["w1"]
+
+
+@pytest.mark.parametrize("missing", ["active", "queue_wait"])
+def test_a_report_with_a_gap_is_left_out(missing: str) -> None:
+    gauges = WorkerGauges({"/a": EndpointGauges()})
+    report: Any = Collector("w2").report(gauges, now=1.0, time=2.0)
+    assert decode(encode(report)) == report
+    del report["endpoints"]["/a"][missing]
+    assert decode(encode(report)) is None
 
 
 def test_a_bug_in_the_gauges_is_logged_and_stopping_still_works(
