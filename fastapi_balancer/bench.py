@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -85,10 +86,16 @@ class BenchBalancer:
         )
 
     def to_yaml(self, path: str | Path) -> Path:
-        """Write the configuration, without measuring anything."""
-        written = Path(path)
-        written.write_text(self.build().to_yaml(), encoding="utf-8")
+        """Write the configuration, without measuring anything.
+
+        Secrets are written as `${NAME}`; a warning tells which variables are still to be set.
+        """
+        config, written = self.build(), Path(path)
+        written.write_text(config.to_yaml(), encoding="utf-8")
         logger.info("The configuration was written to %s", written.resolve())
+        unset = [name for name in config.variables() if name not in os.environ]
+        if unset:
+            logger.warning("To read %s, first set %s", written, ", ".join(unset))
         return written
 
     async def run(self, output: str | Path = "balancer.yml") -> Path:
@@ -136,7 +143,7 @@ class HttpSender:
         # the server's own name, unless the user's headers say otherwise
         self._headers = [h for h in request.headers if h != (b"host", b"localhost")]
         self._trust = httpx.create_ssl_context()  # loading the certificates once is enough
-        self._client = self._connect(1)
+        self._client = self._new_client(1)
 
     async def __aenter__(self) -> Self:
         return self
@@ -152,7 +159,11 @@ class HttpSender:
     async def prepare(self, level: int) -> None:
         """Change to a client with one connection for each request in flight."""
         await self._client.aclose()
-        self._client = self._connect(level)
+        self.connect(self._new_client(level))
+
+    def connect(self, client: httpx.AsyncClient) -> None:
+        """Send through this client from now on; it is closed with the sender."""
+        self._client = client
 
     async def send(self, keep: int = 0) -> Reply:
         """Send one request over HTTP and read the response to its end."""
@@ -171,7 +182,7 @@ class HttpSender:
         sample = Sample(began, loop.time(), failure)
         return Reply(sample, reply.status or None, reply.body, reply.location)
 
-    def _connect(self, connections: int) -> httpx.AsyncClient:
+    def _new_client(self, connections: int) -> httpx.AsyncClient:
         limits = httpx.Limits(
             max_connections=connections,
             max_keepalive_connections=connections,

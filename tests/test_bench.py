@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from pydantic import SecretStr
+
+from fastapi_balancer.bench import BenchBalancer, HttpSender
+from fastapi_balancer.config import BalancerConfig
+from fastapi_balancer.errors import ProbeError
+from fastapi_balancer.models import (
+    EndpointProbeConfig,
+    RoutingStrategy,
+    StorageConfig,
+    StorageType,
+    UIConfig,
+)
+from fastapi_balancer.prober.load import Reply
+from fastapi_balancer.prober.probe import Progress, Prospect
+from fastapi_balancer.prober.request import build_request
+from fastapi_balancer.prober.result import ProbeResult
+from fastapi_balancer.testing import run_virtual
+from tests.prober.test_result import RESULT
+
+
+def answer_probes(monkeypatch: pytest.MonkeyPatch, answers: dict[str, int | None]) -> None:
+    """Replace the measuring: these endpoints have these capacities, others refuse."""
+
+    async def run_probe(
+        sender: HttpSender, prospect: Prospect, progress: Progress | None
+    ) -> ProbeResult:
+        if prospect.endpoint not in answers:
+            raise ProbeError(f"{prospect.endpoint} answered 401")
+        fields: Any = {name: getattr(RESULT, name) for name in RESULT.__slots__}
+        return ProbeResult(**{**fields, "capacity": answers[prospect.endpoint]})
+
+    monkeypatch.setattr("fastapi_balancer.bench.run_probe", run_probe)
+
+
+def bench(*endpoints: str) -> BenchBalancer:
+    return BenchBalancer("http://127.0.0.1:1", {path: EndpointProbeConfig() for path in endpoints})
+
+
+def test_the_constructor_takes_what_it_always_took() -> None:
+    parameters = inspect.signature(BenchBalancer).parameters
+    assert {name: p.default for name, p in parameters.items()} == {
+        "base_url": inspect.Parameter.empty,
+        "endpoints": inspect.Parameter.empty,
+        "storage": None,
+        "routing_strategy": RoutingStrategy.ROUND_ROBIN,
+        "health_endpoint": "/health",
+        "health_check_interval": 10,
+        "queue_timeout": 30.0,
+        "probe_on_startup": True,
+        "force_reprobe": False,
+        "error_threshold": 0.05,
+        "latency_threshold_ms": 2000.0,
+        "ui": None,
+    }
+
+
+def test_build_gives_the_configuration_of_its_parameters() -> None:
+    made = BenchBalancer(
+        base_url="http://localhost:8005/",
+        endpoints={"/x": EndpointProbeConfig(method="POST", capacity=3)},
+        storage=StorageConfig(type=StorageType.REDIS, url=SecretStr("redis://localhost:6379")),
+        routing_strategy=RoutingStrategy.WEIGHTED,
+        health_endpoint="/ok",
+        health_check_interval=5,
+        queue_timeout=90.0,
+        probe_on_startup=False,
+        force_reprobe=True,
+        error_threshold=0.1,
+        latency_threshold_ms=80_000,
+        ui=UIConfig(enable=False),
+    )
+    config = made.build()
+    for name in set(inspect.signature(BenchBalancer).parameters) - {"base_url"}:
+        assert getattr(config, name) == getattr(made, name), name
+
+
+def test_to_yaml_writes_what_the_balancer_reads(tmp_path: Path) -> None:
+    made = bench("/x")
+    written = made.to_yaml(tmp_path / "balancer.yml")
+    assert written == tmp_path / "balancer.yml"
+    assert BalancerConfig.from_yaml(written) == made.build()
+
+
+def test_variables_that_the_file_needs_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = BenchBalancer(
+        "http://x", {}, ui=UIConfig(username="admin", password=SecretStr("hunter2"))
+    )
+    written = made.to_yaml(tmp_path / "balancer.yml")
+    assert "hunter2" not in written.read_text() + caplog.text
+    assert "BALANCER_UI_PASSWORD" in caplog.text
+
+
+def test_run_writes_the_measured_capacities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_probes(monkeypatch, {"/x": 12, "/y": 7})
+    given = {"/x": EndpointProbeConfig(capacity=99), "/y": EndpointProbeConfig(method="POST")}
+    made = BenchBalancer("http://127.0.0.1:1", given)
+    written = asyncio.run(made.run(tmp_path / "out.yml"))
+    endpoints = yaml.safe_load(written.read_text())["endpoints"]
+    assert {path: settings["capacity"] for path, settings in endpoints.items()} == {
+        "/x": 12,
+        "/y": 7,
+    }
+    assert given["/x"].capacity == 99
+    assert made.build().endpoints["/y"].method == "POST"
+
+
+def test_an_endpoint_that_cannot_be_measured_is_written_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer_probes(monkeypatch, {"/x": 12, "/slow": None})
+    made = bench("/closed", "/slow", "/x")
+    asyncio.run(made.run(tmp_path / "out.yml"))
+    assert {path: s.capacity for path, s in made.endpoints.items()} == {
+        "/closed": None,
+        "/slow": None,
+        "/x": 12,
+    }
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warnings[0] == "No capacity was measured: /closed answered 401"
+    assert warnings[1].startswith("No capacity was measured: /slow: ")
+
+
+def test_nothing_is_written_when_nothing_could_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_probes(monkeypatch, {})
+    with pytest.raises(ProbeError, match=r"/x answered 401 /y answered 401"):
+        asyncio.run(bench("/x", "/y").run(tmp_path / "out.yml"))
+    assert not (tmp_path / "out.yml").exists()
+
+
+class Server(httpx.AsyncBaseTransport):
+    """Stands in for the network, and keeps what was asked."""
+
+    def __init__(self, *replies: httpx.Response | Exception, latency: float = 0.5) -> None:
+        self.replies = list(replies)
+        self.latency = latency
+        self.asked: list[httpx.Request] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        await asyncio.sleep(self.latency)
+        reply = self.replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+def replying(status: int, body: bytes = b"") -> httpx.Response:
+    return httpx.Response(status, stream=httpx.ByteStream(body))
+
+
+def send(server: Server, settings: EndpointProbeConfig | None = None, keep: int = 0) -> Reply:
+    async def main() -> Reply:
+        request = build_request("/x y", settings or EndpointProbeConfig())
+        async with HttpSender("http://service:8000/api", request, timeout=10) as sender:
+            sender.connect(httpx.AsyncClient(transport=server))
+            return await sender.send(keep)
+
+    return run_virtual(main())
+
+
+def test_a_request_over_http_is_the_same_but_for_the_host() -> None:
+    server = Server(replying(200, b"answer"))
+    reply = send(server, EndpointProbeConfig(method="POST", body={"a": 1}), keep=3)
+    (asked,) = server.asked
+    assert (asked.method, str(asked.url)) == ("POST", "http://service:8000/api/x%20y")
+    assert asked.content == b'{"a": 1}'
+    assert asked.headers["host"] == "service:8000"
+    assert asked.headers["content-type"] == "application/json"
+    assert asked.headers["x-balancer-probe"] == "1"
+    assert (reply.status, reply.body, reply.sample.failure) == (200, b"ans", None)
+    assert reply.sample.latency_ms == 500
+
+
+@pytest.mark.parametrize(
+    ("server", "failure"),
+    [
+        (Server(replying(399)), None),
+        (Server(replying(503)), "status 503"),
+        (Server(httpx.ConnectError("refused")), "ConnectError"),
+        (Server(httpx.RemoteProtocolError("closed")), "RemoteProtocolError"),
+        (Server(replying(200), latency=11), "timeout"),
+    ],
+)
+def test_a_failure_over_http_is_named(server: Server, failure: str | None) -> None:
+    assert send(server).sample.failure == failure
+
+
+def test_a_redirect_is_not_followed() -> None:
+    server = Server(httpx.Response(307, headers={"location": "/x/"}))
+    reply = send(server, keep=10)
+    assert (reply.status, reply.location, len(server.asked)) == (307, "/x/", 1)
