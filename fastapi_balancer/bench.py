@@ -102,8 +102,10 @@ class BenchBalancer:
         """Probe every endpoint, one after the other, and write the configuration.
 
         An endpoint that cannot be measured keeps what was given for it, with a warning. Raises
-        `ProbeError`, and writes nothing, when not one could be measured.
+        `ProbeError`, and writes nothing, when not one could be measured; `ConfigError`, before
+        anything is measured, for what could not be written.
         """
+        self.build().to_yaml()
         failures = [await self._measure(endpoint) for endpoint in list(self.endpoints)]
         if failures and all(failures):
             raise ProbeError(" ".join(filter(None, failures)))

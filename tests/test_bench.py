@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from fastapi_balancer.bench import BenchBalancer, HttpSender
 from fastapi_balancer.config import BalancerConfig
-from fastapi_balancer.errors import ProbeError
+from fastapi_balancer.errors import ConfigError, ProbeError
 from fastapi_balancer.models import (
     EndpointProbeConfig,
     RoutingStrategy,
@@ -142,6 +142,15 @@ def test_nothing_is_written_when_nothing_could_be_measured(
     with pytest.raises(ProbeError, match=r"/x answered 401 /y answered 401"):
         asyncio.run(bench("/x", "/y").run(tmp_path / "out.yml"))
     assert not (tmp_path / "out.yml").exists()
+
+
+def test_a_wrong_parameter_is_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer_probes(monkeypatch, {})
+    with pytest.raises(ConfigError, match="without their query"):
+        asyncio.run(bench("/x?a=1").run(tmp_path / "out.yml"))
+    assert caplog.text == ""
 
 
 class Server(httpx.AsyncBaseTransport):
