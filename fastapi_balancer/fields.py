@@ -94,6 +94,8 @@ def _endpoint(path: str) -> str:
 def _check_path(path: str) -> None:
     if not path.startswith("/"):
         raise wrong("a path begins with /")
+    if "${" in path:
+        raise wrong("${NAME} is not replaced in a key or in Python; write the path itself")
     if re.search(r"[?#]", path):
         raise wrong("a path ends before ? and #; requests are matched without their query")
     if re.search(r"[\s\x00-\x1f\x7f]", path):
@@ -174,7 +176,7 @@ def _check_redis(url: str) -> None:
 
 
 def _check_sentinel(url: str) -> None:
-    servers = r"[^/,\s]+(:\d+)?(,[^/,\s]+(:\d+)?)*"
+    servers = r"[^/,@\s]+(,[^/,@\s]+)*"
     if not re.fullmatch(rf"redis\+sentinel://([^/@]*@)?{servers}/[^/?#]+(/\d+)?(\?[^#@]*)?", url):
         raise wrong("write redis+sentinel://host:port,host:port/service/0")
 

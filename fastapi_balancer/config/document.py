@@ -17,6 +17,8 @@ from fastapi_balancer.problems import Key, Problem
 _TAG = "tag:yaml.org,2002:"
 # What JSON has too. Dates stay text, since a request's body could not hold them.
 _TYPES = ("null", "bool", "int", "float", "str", "seq", "map")
+_QUOTED = re.compile(r"'([^']*)'")
+_HARMLESS = re.compile(r".?|<[a-z ]+>")  # one character, or the name of a token
 _NOT_RESOLVED = (f"{_TAG}timestamp", f"{_TAG}value")
 
 
@@ -208,6 +210,16 @@ def _syntax(error: yaml.YAMLError, text: str) -> str:
         return ": not YAML"
     mark = error.problem_mark or error.context_mark
     place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    problem = re.sub(r"'(?!<)[^']{2,}'", "'…'", error.problem or error.context or "")
-    hint = "" if "…" not in problem else "; text that begins with * & or ! must be in quotes"
-    return f"{place}: not YAML: {problem}{hint}"
+    problem = _QUOTED.sub(
+        lambda quoted: quoted[0] if _HARMLESS.fullmatch(quoted[1]) else "'…'",
+        error.problem or error.context or "",
+    )
+    return f"{place}: not YAML: {problem}{_hint(problem)}"
+
+
+def _hint(problem: str) -> str:
+    if "…" in problem:
+        return "; text that begins with * & or ! must be in quotes"
+    if problem.endswith("but got '{'"):
+        return "; between { } and [ ] a ${NAME} must be in quotes"
+    return ""

@@ -49,6 +49,7 @@ _HARMLESS_HEADERS = frozenset(
 _AUTH_SCHEMES = ("", "Bearer ", "Basic ", "Token ", "ApiKey ")
 _SECRET_OPTIONS = re.compile(r"pass|user|auth|secret|token|cred", re.IGNORECASE)
 _ADDRESS = ("storage", "url")
+_RARE_BREAKS = re.compile("[\r\x85\u2028\u2029\ufeff]")
 _EXACT_INTEGERS = 2**53
 
 
@@ -72,6 +73,14 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:
         """Write shared values out: an anchor would puzzle whoever edits the file."""
         return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Write text; rare line breaks escaped, since PyYAML would write them as spaces."""
+        style = '"' if _RARE_BREAKS.search(data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 @dataclass(slots=True)
