@@ -177,8 +177,8 @@ def test_new_connections_are_refused_until_the_heal(proxy: FaultProxy, client: r
     assert client.ping() is True
 
 
-def test_pushes_pass_between_requests(proxy: FaultProxy, redis_server: StoreServer) -> None:
-    with redis.Redis.from_url(proxy.url, protocol=3) as client, client.pubsub() as channel:
+def test_pushes_pass_between_requests(fault_proxy: FaultProxy, redis_server: StoreServer) -> None:
+    with redis.Redis.from_url(fault_proxy.url, protocol=3) as client, client.pubsub() as channel:
         channel.subscribe("p:c")
         assert channel.get_message(timeout=2) is not None
         redis_server.cli("PUBLISH", "p:c", "hello")
