@@ -67,11 +67,18 @@ def _not_bool(value: object) -> object:
 
 
 def _path(path: str) -> str:
-    """Check a path without parameters. A trailing slash is dropped."""
+    """Check a path without parameters."""
     _check_path(path)
     if "{" in path or "}" in path:
         raise wrong("this path takes no {parameters}")
-    return path.rstrip("/") or "/"
+    return path
+
+
+def _mount_path(path: str) -> str:
+    """Drop trailing slashes: a mount answers with and without."""
+    if not path.strip("/"):
+        raise wrong("the dashboard at / would hide the service")
+    return path.rstrip("/")
 
 
 def _endpoint(path: str) -> str:
@@ -197,6 +204,7 @@ LiteralPath = Annotated[
     AfterValidator(_path),
     WithJsonSchema({"type": "string", "format": "path", "pattern": _PATH_PATTERN}),
 ]
+MountPath = Annotated[LiteralPath, AfterValidator(_mount_path)]
 EndpointPath = Annotated[
     str,
     AfterValidator(_endpoint),

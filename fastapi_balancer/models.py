@@ -25,9 +25,9 @@ from fastapi_balancer.fields import (
     HeaderName,
     HeaderValue,
     Lease,
-    LiteralPath,
     Method,
     Methods,
+    MountPath,
     QueueSize,
     Seconds,
     Secret,
@@ -131,7 +131,7 @@ class UIConfig(Section):
 
     enable: bool = True
     """Whether the dashboard is served."""
-    path: LiteralPath = "/balancer/ui"
+    path: MountPath = "/balancer/ui"
     """Where the dashboard is served."""
     username: str | None = None
     """User name for HTTP Basic authentication. Unset, as `password` then must be: open to all."""
@@ -140,8 +140,6 @@ class UIConfig(Section):
 
     @model_validator(mode="after")
     def _credentials(self) -> UIConfig:
-        if self.path == "/":
-            raise wrong("the dashboard at / would hide the service", "path")
         if self.username is None and self.password is None:
             return self
         if self.username is None:

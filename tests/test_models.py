@@ -147,7 +147,7 @@ def test_credentials_are_complete_or_absent(credentials: dict[str, str], key: st
     assert "canary" not in message
 
 
-@pytest.mark.parametrize("path", ["ui", "/u?i", "/u#i", "/u i", "/{ui}", "/u%20i", "/", ""])
+@pytest.mark.parametrize("path", ["ui", "/u?i", "/u#i", "/u i", "/{ui}", "/u%20i", "/", "//", ""])
 def test_a_bad_path_of_the_dashboard_is_refused(path: str) -> None:
     assert refusal(UIConfig, path=path).startswith("UIConfig: path: ")
 

@@ -162,6 +162,10 @@ def test_an_endpoint_without_settings_has_the_defaults(tmp_path: Path) -> None:
     assert config == BalancerConfig(endpoints={"/predict": EndpointProbeConfig()})
 
 
+def test_a_health_endpoint_keeps_its_trailing_slash() -> None:
+    assert BalancerConfig(health_endpoint="/health/").health_endpoint == "/health/"
+
+
 def test_a_configuration_and_keywords_exclude_each_other() -> None:
     assert refusal(BalancerConfig(), name="x", scope="host") == (
         "give either config or keywords, not both: name, scope"
