@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.types import ASGIApp, Scope
 
@@ -26,9 +26,11 @@ from fastapi_balancer.prober import Prober, ProbeResult, start_id
 from fastapi_balancer.signals import EndingSignals
 from fastapi_balancer.stats import Collector, EndpointGauges, Snapshots, WorkerGauges
 from fastapi_balancer.storage import SlotsConfig, Storage
-from fastapi_balancer.storage.embedded import EmbeddedServer
 from fastapi_balancer.storage.memory import MemoryStorage
 from fastapi_balancer.storage.redis import RedisStorage
+
+if TYPE_CHECKING:
+    from fastapi_balancer.storage.embedded import EmbeddedServer
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +136,11 @@ class _Parts:
         self._limiters: dict[str, Limiter] = {}
         self._signals = EndingSignals(lambda: self.loop.call_soon_threadsafe(self.drain))
         self._health = HealthChecker(
-            middleware.app, config.health_endpoint, config.health_check_interval, state=self._state
+            middleware.app,
+            config.health_endpoint,
+            config.health_check_interval,
+            state=self._state,
+            scope={"app": scope["app"]} if "app" in scope else None,
         )
 
     async def start(self, *, probe: bool) -> None:
@@ -203,6 +209,8 @@ class _Parts:
     async def _url(self) -> str:
         """The address of the server, which is started first if it is the embedded one."""
         if self._config.storage.type is StorageType.EMBEDDED:
+            from fastapi_balancer.storage.embedded import EmbeddedServer  # not on Windows
+
             self._server = EmbeddedServer(self._name)
             try:
                 await self._server.start()
@@ -312,6 +320,7 @@ class _Parts:
             queued=slots.queued,
             own=slots.owned,
             oldest_wait=limiter.oldest_wait,
+            peak_active=limiter.peak_active,
             scope=config.scope,
             queue_timeout=limiter.queue_timeout,
             queue_size=config.queue_size,

@@ -25,6 +25,7 @@ class Limiter:
         self.slots = slots
         self.queue_timeout = queue_timeout
         self.draining = False
+        self.peak_active = 0  # the most at once in this worker
         self._patience = max(queue_timeout, ask_time)
         self._waiting: dict[Ticket, float] = {}  # in order of arrival -> when they came
         self._loop = asyncio.get_running_loop()
@@ -81,6 +82,8 @@ class Limiter:
 
     def release(self, held: float) -> None:
         """Give the slot back, which was held for `held` seconds."""
+        if self.slots.active > self.peak_active:
+            self.peak_active = self.slots.active
         self.slots.release(held)
         self._released.append(self._loop.time())
 

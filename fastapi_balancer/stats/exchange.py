@@ -36,6 +36,9 @@ class ReportStore(Protocol):
     async def reports(self) -> dict[str, bytes]:
         """Return the newest report of each worker. Raises `StorageError`."""
 
+    async def owned(self) -> dict[str, dict[str, int]]:
+        """Return the slots that each worker owns, by endpoint. Raises `StorageError`."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
@@ -65,6 +68,7 @@ class Snapshots:
         self._timeout = timeout
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
+        self._owned: dict[str, dict[str, int]] = {}
         self._read_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
         self._publishing: asyncio.Task[None] | None = None
@@ -94,7 +98,7 @@ class Snapshots:
         now = self._clock()
         own = self._report(self._gauges(), now)
         others = {worker: seen.report for worker, seen in self._seen.items()}
-        return merge({own["worker"]: own, **others}, now)
+        return merge({own["worker"]: own, **others}, now, self._owned)
 
     def _report(self, gauges: WorkerGauges, wall: float | None = None) -> Report:
         now = asyncio.get_running_loop().time()
@@ -129,7 +133,7 @@ class Snapshots:
 
     async def _read(self) -> None:
         try:
-            reports = await self._store.reports()
+            reports, self._owned = await asyncio.gather(self._store.reports(), self._store.owned())
         except StorageError as error:
             logger.debug("The other workers' reports were not read: %s", error)
             return

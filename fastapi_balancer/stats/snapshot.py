@@ -87,8 +87,14 @@ class Snapshot(TypedDict):
     time: str
 
 
-def merge(reports: Mapping[str, Report], now: float) -> Snapshot:
+Owned = Mapping[str, Mapping[str, int]]  # endpoint -> worker -> slots, at one moment
+
+
+def merge(reports: Mapping[str, Report], now: float, owned: Owned | None = None) -> Snapshot:
     """Add up the newest report of each worker.
+
+    The reports are of different moments, so active requests may add up to more than ever ran at
+    once. Where that is more than the capacity, each worker counts for at most what it owns.
 
     `Report.time` and `now` are on the reader's clock. Gauges, rates and quantiles come from live
     workers; counters from every report that is still there, so that a worker's death takes nothing
@@ -104,7 +110,7 @@ def merge(reports: Mapping[str, Report], now: float) -> Snapshot:
     freshest = (live or ordered)[0]
     paths = sorted({path for report in live for path in report["endpoints"]})
     return {
-        "endpoints": {path: _endpoint(path, live, ordered) for path in paths},
+        "endpoints": {path: _endpoint(path, live, ordered, owned or {}) for path in paths},
         "workers": {report["worker"]: _worker(report, now) for report in seen},
         "storage": _storage(freshest, live),
         "health": _health(freshest, live),
@@ -127,12 +133,15 @@ def _is_listed(report: Report, now: float) -> bool:
     return now - report["time"] <= LISTED_FOR and report["state"] != "stopped"
 
 
-def _endpoint(path: str, live: Sequence[Report], known: Sequence[Report]) -> EndpointSnapshot:
+def _endpoint(
+    path: str, live: Sequence[Report], known: Sequence[Report], owned: Owned
+) -> EndpointSnapshot:
     parts = {r["worker"]: r["endpoints"][path] for r in live if path in r["endpoints"]}
     counted = [r["endpoints"][path] for r in known if path in r["endpoints"]]
     newest = next(iter(parts.values()))
     capacity = _capacity(path, newest["scope"], live)
-    active = sum(part["active"] for part in parts.values())
+    actives = _actives(parts, capacity, owned.get(path))
+    active = sum(actives.values())
     probes = (part["probe"] for part in parts.values())
     return {
         "capacity": capacity,
@@ -152,8 +161,18 @@ def _endpoint(path: str, live: Sequence[Report], known: Sequence[Report]) -> End
         "queue_timeout": newest["queue_timeout"],
         "queue_size": newest["queue_size"],
         "probe": next((probe for probe in probes if probe is not None), None),
-        "workers": {worker: _worker_part(part) for worker, part in parts.items()},
+        "workers": {worker: _worker_part(part, actives[worker]) for worker, part in parts.items()},
     }
+
+
+def _actives(
+    parts: Mapping[str, EndpointReport], capacity: int | None, owned: Mapping[str, int] | None
+) -> dict[str, int]:
+    """Active requests of each worker, put right with what each owns if they cannot be true."""
+    actives = {worker: part["active"] for worker, part in parts.items()}
+    if capacity is None or owned is None or sum(actives.values()) <= capacity:
+        return actives
+    return {worker: min(active, owned.get(worker, 0)) for worker, active in actives.items()}
 
 
 def _capacity(path: str, scope: str, live: Sequence[Report]) -> int | None:
@@ -208,9 +227,9 @@ def _ms_or_none(seconds: float | None) -> float | None:
     return None if seconds is None else _ms(seconds)
 
 
-def _worker_part(part: EndpointReport) -> WorkerPart:
+def _worker_part(part: EndpointReport, active: int) -> WorkerPart:
     return {
-        "active_requests": part["active"],
+        "active_requests": active,
         "queued": part["queued"],
         "own": part["own"],
         "peak_active": part["peak_active"],

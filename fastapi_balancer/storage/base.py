@@ -122,6 +122,12 @@ class Storage(Protocol):
         """The newest report of each worker, by worker id; reports are not removed when a worker
         dies, so the reader judges their age. Raises `StorageError`."""
 
+    async def owned(self) -> dict[str, dict[str, int]]:
+        """The slots that each worker owns at one moment: endpoint -> worker id -> slots.
+
+        Without endpoints whose slots are not shared. Raises `StorageError`.
+        """
+
     async def lock(self, name: str, ttl: float) -> int | None:
         """Take a lock for `ttl` seconds. Returns its fencing number (ever growing), None if taken.
 

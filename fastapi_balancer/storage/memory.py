@@ -104,6 +104,9 @@ class MemoryStorage:
     async def reports(self) -> dict[str, bytes]:
         return dict(self._reports)
 
+    async def owned(self) -> dict[str, dict[str, int]]:
+        return {}
+
     async def lock(self, name: str, ttl: float) -> int | None:
         held = self._locks.get(name)
         if held is not None and held[1] > time.monotonic():

@@ -185,6 +185,9 @@ class Alone:
 
     async def publish(self, value: bytes) -> None: ...
 
+    async def owned(self) -> dict[str, dict[str, int]]:
+        return {}
+
     async def reports(self) -> dict[str, bytes]:
         return {}
 

@@ -18,6 +18,7 @@ class Store:
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
+        self.owned: dict[str, dict[str, int]] = {}
         self.is_away = False
         self.delay = 0.0
         self.published = 0
@@ -50,6 +51,9 @@ class OneWorkersStore:
 
     async def reports(self) -> dict[str, bytes]:
         return await self._store.reports()
+
+    async def owned(self) -> dict[str, dict[str, int]]:
+        return self._store.owned
 
 
 class Worker:
@@ -270,3 +274,19 @@ def test_a_bug_in_the_gauges_is_logged_and_stopping_still_works(
         store = run_virtual(main())
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert json.loads(store.kept["w1"])["state"] == "stopped"
+
+
+def test_reports_of_different_moments_show_no_more_than_is_owned() -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.owned = {"/a": {"w1": 5, "w2": 3}}
+        first, second = Worker(store, "w1"), Worker(store, "w2")
+        first.active, second.active = 5, 5
+        second.snapshots.start()
+        await asyncio.sleep(0.1)
+        endpoint = await first.endpoint()
+        assert endpoint["active_requests"] == 8
+        assert endpoint["workers"]["w2"]["active_requests"] == 3
+        await second.snapshots.stop()
+
+    run_virtual(scenario())

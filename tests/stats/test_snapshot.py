@@ -229,3 +229,18 @@ def test_a_snapshot_is_json_and_bears_its_time() -> None:
 def test_no_report_at_all_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one report"):
         merge({}, 0.0)
+
+
+def test_an_excess_that_the_store_knows_of_is_shown() -> None:
+    reports = [
+        worker("w1", EndpointGauges(capacity=8, active=6)),
+        worker("w2", EndpointGauges(capacity=8, active=4)),
+    ]
+    snapshot = merge({r["worker"]: r for r in reports}, 1000.0, {"/a": {"w1": 6, "w2": 4}})
+    assert snapshot["endpoints"]["/a"]["active_requests"] == 10
+
+
+def test_what_fits_the_capacity_is_shown_as_reported() -> None:
+    reports = [worker("w1", EndpointGauges(capacity=8, active=6))]
+    snapshot = merge({r["worker"]: r for r in reports}, 1000.0, {"/a": {"w1": 0}})
+    assert snapshot["endpoints"]["/a"]["active_requests"] == 6

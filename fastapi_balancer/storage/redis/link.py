@@ -47,6 +47,7 @@ class Link:
         self.lost: asyncio.Future[str] = self._loop.create_future()
         self.timed_out = False
         self.round_trip: float | None = None  # seconds, of the last reply
+        self.heard = self._loop.time()  # when anything was last read
 
     async def open(self) -> None:
         """Connect. Raises redis' exceptions, OSError or TimeoutError."""
@@ -61,6 +62,12 @@ class Link:
         """Send a command that has no reply of its own (SUBSCRIBE in RESP3)."""
         self._direct.append((command, None))
         self._work.set()
+
+    def prove_alive(self, silence: float) -> None:
+        """Ask for a sign of life, unless one came in the last `silence` seconds or is due."""
+        if not self._calls and self._loop.time() - self.heard > silence:
+            self._direct.append((("PING",), _ignore))
+            self._work.set()
 
     def ask(self, *command: str | int | bytes) -> asyncio.Future[object]:
         """Send a command. The future fails with `StorageError` for an error or a lost link."""
@@ -127,11 +134,12 @@ class Link:
                     reply: object = await read(timeout=math.inf, push_request=True)
                 except ResponseError as exc:
                     reply = exc
+                self.heard = self._loop.time()
                 if isinstance(reply, hiredis.PushNotification):
                     self._pushed(reply)
                 elif self._calls:
                     sent, done = self._calls.popleft()
-                    self.round_trip = self._loop.time() - sent
+                    self.round_trip = self.heard - sent
                     done(reply)
                 else:
                     self.drop("the server answered more than it was asked")
@@ -152,3 +160,7 @@ class Link:
             self.drop(f"no reply within {self._timeout} s")
         else:
             self._watch = self._loop.call_later(SECOND_LOOK, self._look, oldest, True)
+
+
+def _ignore(reply: object) -> None:
+    """The reply to a PING: that it came is all there is to know."""

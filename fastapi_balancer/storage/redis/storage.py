@@ -25,6 +25,7 @@ from fastapi_balancer.storage.redis.slots import LEARNING, SharedSlots
 logger = logging.getLogger(__name__)
 
 TICK = 0.033  # seconds between two signs of life of the event loop
+SILENCE = 0.05  # seconds without a word from the store, while requests wait for its word
 RETRY = (0.02, 0.25)  # seconds before the first and before any later attempt to connect again
 OLDEST = (6, 2)  # the oldest version of the server that works
 
@@ -86,7 +87,7 @@ class RedisStorage:
         self._tick()
         self._keeper = LeaseKeeper(
             self,
-            lambda: self._address.client(max(1.0, self._timeout)),
+            lambda: self._address.client(2 * self._timeout),
             lease=self._lease,
             revive=self._revive,
         )
@@ -186,6 +187,13 @@ class RedisStorage:
         if kind == b"message" and isinstance(channel, bytes) and isinstance(text, bytes):
             self._channels[channel](text)
 
+    def _told(self, slots: SharedSlots, message: bytes) -> None:
+        """What one worker had said to all: `A worker` when it found the data gone."""
+        if not message.startswith(b"A "):
+            slots.told(message)
+        elif message[2:].decode() != self.worker:
+            self.reset("another worker found the store's data gone")
+
     # ------------------------------------------------------------------ what the thread asks
 
     def shared(self) -> Iterable[tuple[Keys, SharedSlots]]:
@@ -277,7 +285,7 @@ class RedisStorage:
         for slots, keys in self._shared.items():
             prefix = keys[0][:-1]
             self._channels[f"{prefix}w:{self.worker}.{session}".encode()] = slots.pushed
-            self._channels[f"{prefix}all".encode()] = slots.told
+            self._channels[f"{prefix}all".encode()] = partial(self._told, slots)
         if self._channels:
             link.send("SUBSCRIBE", *self._channels)
 
@@ -327,6 +335,8 @@ class RedisStorage:
         self._ticker = self._loop.call_later(TICK, self._tick)
         if any(slots.suspended for slots in self._shared):
             self.reset("the event loop hung")
+        elif self._link is not None and any(slots.queued for slots in self._shared):
+            self._link.prove_alive(SILENCE)
 
     # ------------------------------------------------------------------ the rest of the contract
 
@@ -378,6 +388,23 @@ class RedisStorage:
         if not isinstance(reply, dict):
             raise StorageError(f"HGETALL was answered {reply!r:.80}")
         return {worker.decode(): value for worker, value in reply.items()}
+
+    async def owned(self) -> dict[str, dict[str, int]]:
+        shared = {
+            endpoint: self._shared[slots]
+            for endpoint, slots in self._slots.items()
+            if isinstance(slots, SharedSlots)
+        }
+        replies = await asyncio.gather(*(self._ask("HGETALL", keys[0]) for keys in shared.values()))
+        return {
+            endpoint: {
+                field[2:].decode(): int(value)
+                for field, value in reply.items()
+                if field.startswith(b"o:")
+            }
+            for endpoint, reply in zip(shared, replies, strict=True)
+            if isinstance(reply, dict)
+        }
 
     async def lock(self, name: str, ttl: float) -> int | None:
         keys = (self._key(f"lock:{name}"), self._key(f"fence:{name}"))

@@ -20,6 +20,7 @@ if v[1] ~= run_id then
   begin_learning(now + learning_time)
   if v[2] then redis.call("HSET", m, "cap", v[2]) end
   v = {run_id, v[2], false, now + learning_time}
+  tell_all("A " .. me)  -- those whose connection has outlived the data
 end
 if v[3] and tonumber(v[3]) > tonumber(session) then return {-2} end
 
