@@ -148,6 +148,8 @@ def _child(schema: Schema, key: Key) -> Schema:
 
 
 def _resolved(schema: Schema, root: Schema) -> Schema:
+    if "allOf" in schema:  # how pydantic before 2.9 refers to a definition
+        return _resolved(schema["allOf"][0], root)
     if "$ref" in schema:
         target: Schema = root["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
         return target

@@ -53,6 +53,8 @@ class EditorSchema(GenerateJsonSchema):
 def _tidy(schema: JsonSchemaValue) -> JsonSchemaValue:
     """Make the schema of a value that of its text in the file, without words about Python."""
     tidy = {word: value for word, value in schema.items() if word not in _NOISE}
+    if "allOf" in tidy:  # how pydantic before 2.9 refers to a definition
+        tidy |= tidy.pop("allOf")[0]
     if "description" in tidy:
         tidy["description"] = " ".join(tidy["description"].split())
     if isinstance(tidy.get("default"), float) and tidy["default"].is_integer():
