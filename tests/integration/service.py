@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +87,8 @@ class Service:
                 stderr=output,
             )
         self.wait_for_starts(self.workers, self._ready_within)
+        # A single uvicorn worker listens only after it has said that it is ready.
+        wait_until(self._accepts, self._ready_within, self._log)
 
     def starts(self) -> int:
         """How often a worker has become ready so far: more than `workers` after a replacement."""
@@ -170,6 +173,10 @@ class Service:
         if self._process is None:
             raise RuntimeError("the service does not run")
         return self._process
+
+    def _accepts(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(self.address) == 0
 
     def _log(self) -> str:
         return self.output
