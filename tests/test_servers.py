@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests import servers
-from tests.conftest import MakeServer
+from tests.conftest import MakeServer, missing
 from tests.servers import SentinelGroup, StoreServer
 
 
@@ -127,6 +127,15 @@ def test_a_binary_that_does_not_run_is_reported_with_its_reason(
 
     assert extra.path is None
     assert str(tmp_path / "nothing") in extra.reason
+
+
+def test_what_is_missing_skips_the_test_but_fails_it_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no redis here"):
+        missing("no redis here")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no redis here"):
+        missing("no redis here")
 
 
 def test_waiting_in_vain_shows_the_log() -> None:
