@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
@@ -104,10 +105,11 @@ class _Level:
         self._sender = sender
         self._plan = plan
         self._test = test
-        self._in_flight: set[asyncio.Task[Reply]] = set()
+        self._due: deque[float] = deque()  # when each request was due that has not started yet
+        self._in_flight: dict[asyncio.Task[Reply], float] = {}  # and when it was due
         self._over: asyncio.Future[bool] = self._loop.create_future()  # whether it is decided
         self._began = self._loop.time()
-        self._steady_since = self._began
+        self._steady_since = self._landed_at = self._began
         self._sent = 0
         self._discarded = 0
 
@@ -142,26 +144,39 @@ class _Level:
     @property
     def measurement(self) -> Measurement:
         samples = self._test.samples
-        seconds = samples[-1].ended - self._steady_since if samples else 0.0
-        window = summarize(samples, seconds)
+        window = summarize(samples, self._landed_at - self._steady_since)
         decided = self._over.result()
         verdict = judge(window, self._test.thresholds) if decided else UNDECIDED
         return Measurement(window, verdict, self._sent)
 
     def _launch(self) -> None:
-        """Send one more request, in a task of its own as servers do it.
+        """Have one more request sent, due now.
 
-        A task starts in the loop's next round: an app that never waits cannot starve the loop.
+        Its latency counts from now, however late the loop comes to it: with a handler that blocks
+        the loop, that wait is most of what a client would see.
         """
-        if self._sent >= self._plan.request_limit:
+        if self._sent + len(self._due) >= self._plan.request_limit:
+            return
+        self._due.append(self._loop.time())
+        if len(self._due) == 1:
+            self._loop.call_soon(self._start_next)
+
+    def _start_next(self) -> None:
+        """Start one request, in a task of its own as servers do it.
+
+        One in each round of the loop, so that timers get their turn between handlers that block.
+        """
+        if self._over.done():
             return
         self._sent += 1
         task = self._loop.create_task(self._sender.send())
-        self._in_flight.add(task)
+        self._in_flight[task] = self._due.popleft()
         task.add_done_callback(self._landed)
+        if self._due:
+            self._loop.call_soon(self._start_next)
 
     def _landed(self, task: asyncio.Task[Reply]) -> None:
-        self._in_flight.discard(task)
+        due = self._in_flight.pop(task)
         if task.cancelled():
             return
         error = task.exception()
@@ -170,16 +185,17 @@ class _Level:
         if error is not None:
             self._over.set_exception(error)
             return
-        self._take(task.result().sample)
+        self._take(replace(task.result().sample, began=due))
         if not self._over.done():
             self._launch()
             self._stop_without_requests()
 
     def _take(self, sample: Sample) -> None:
-        elapsed = self._loop.time() - self._began
+        self._landed_at = self._loop.time()
+        elapsed = self._landed_at - self._began
         if not self._is_steady(elapsed):
             self._discarded += 1
-            self._steady_since = self._loop.time()
+            self._steady_since = self._landed_at
             return
         decided = self._test.add(sample)
         is_late = elapsed > self._plan.patience and len(self._test.samples) >= self._plan.level
@@ -192,7 +208,7 @@ class _Level:
         return self._discarded >= (self._plan.level if is_late else self._plan.discard)
 
     def _stop_without_requests(self) -> None:
-        if not self._in_flight:
+        if not self._in_flight and not self._due:
             self._over.set_result(False)
 
 

@@ -95,10 +95,17 @@ def judge(window: Window, thresholds: Thresholds) -> Verdict:
         return Verdict("fail", _too_many_errors(window, thresholds))
     if window.p99_ms is None:
         return Verdict("fail", "no request was answered")
-    latency = f"p99 {window.p99_ms:.0f} ms"
+    latency = f"p99 {in_ms(window.p99_ms)}"
     if window.p99_ms > thresholds.latency_ms:
-        return Verdict("fail", f"{latency} is above {thresholds.latency_ms:.0f} ms")
+        return Verdict("fail", f"{latency} is above {in_ms(thresholds.latency_ms)}")
     return Verdict("pass", f"{latency} and {window.error_rate:.1%} errors are within the limits")
+
+
+def in_ms(milliseconds: float | None) -> str:
+    """A latency in words, so exact that it is not rounded to the threshold it exceeds."""
+    if milliseconds is None:
+        return "unknown"
+    return f"{milliseconds:.0f} ms" if milliseconds >= 1000 else f"{milliseconds:.4g} ms"
 
 
 class FixedSizeTest:

@@ -11,7 +11,7 @@ from typing import Protocol
 from fastapi_balancer.errors import ProbeError
 from fastapi_balancer.models import ProbeConfig
 from fastapi_balancer.prober.load import LevelPlan, Reply, Sender, run_level
-from fastapi_balancer.prober.measure import TIMEOUT, Thresholds
+from fastapi_balancer.prober.measure import TIMEOUT, Thresholds, in_ms
 from fastapi_balancer.prober.request import ProbeRequest, explain_redirect, explain_refusal
 from fastapi_balancer.prober.result import ProbeResult
 from fastapi_balancer.prober.search import Point, Search
@@ -177,7 +177,7 @@ class _Probe:
             point.level,
             window.count,
             window.throughput,
-            "unknown" if window.p99_ms is None else f"{window.p99_ms:.0f} ms",
+            in_ms(window.p99_ms),
             window.error_rate * 100,
             point.verdict.outcome,
             point.verdict.reason,

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp
 
@@ -18,7 +18,6 @@ from fastapi_balancer.prober.measure import Thresholds
 from fastapi_balancer.prober.probe import Progress, Prospect, request_timeout, run_probe
 from fastapi_balancer.prober.request import build_request
 from fastapi_balancer.prober.result import ProbeResult
-from fastapi_balancer.storage.base import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +26,25 @@ LOCK_TTL = 15.0  # longer than a handler under probe may block the event loop, a
 POLL = 0.2  # seconds between two looks at what the worker with the lock has found
 
 
+class Records(Protocol):
+    """The part of `fastapi_balancer.storage.base.Storage` that a prober needs."""
+
+    @property
+    def worker(self) -> str: ...
+    async def load(self, key: str) -> bytes | None: ...
+    async def lock(self, name: str, ttl: float) -> int | None: ...
+    async def renew(self, name: str, fence: int, ttl: float) -> bool: ...
+    async def unlock(self, name: str, fence: int) -> None: ...
+    async def save_fenced(self, key: str, value: bytes, name: str, fence: int) -> bool: ...
+
+
 class Prober:
     """Measures endpoints of an app, together with the other workers that share its storage."""
 
     def __init__(
         self,
         app: ASGIApp,
-        storage: Storage,
+        storage: Records,
         *,
         probe: ProbeConfig,
         error_threshold: float,

@@ -45,7 +45,7 @@ def test_run_finds_the_capacity_of_a_live_service(base_url: str, tmp_path: Path)
 def test_a_wrong_body_is_told_with_the_words_of_the_service(base_url: str, tmp_path: Path) -> None:
     settings = EndpointProbeConfig(method="POST", body={"input": "hello"})
     bench = BenchBalancer(base_url, {"/score": settings})
-    with pytest.raises(ProbeError, match='POST /score answered 422 .*"Field required"'):
+    with pytest.raises(ProbeError, match=r'POST /score answered 422 .*"Field required"'):
         asyncio.run(bench.run(tmp_path / "balancer.yml"))
 
 

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fastapi_balancer.testing import JumpingLoop
+
 
 async def answer(send: Send, status: int = 200, body: bytes = b"ok") -> None:
     """Send a whole response."""
@@ -32,6 +34,18 @@ def pool(slots: int, latency: float) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         async with free:
             await asyncio.sleep(latency)
+        await answer(send)
+
+    return app
+
+
+def blocking(latency: float) -> ASGIApp:
+    """Holds up the whole (virtual) event loop while it works."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, JumpingLoop)
+        loop.jump(latency)
         await answer(send)
 
     return app

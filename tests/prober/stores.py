@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass, field
 
 from fastapi_balancer.errors import StorageError
-from fastapi_balancer.storage.base import Slots, StorageStatus
 
 
 @dataclass
@@ -30,10 +29,6 @@ class FakeStorage:
     async def load(self, key: str) -> bytes | None:
         self._reach()
         return self.shared.records.get(key)
-
-    async def save(self, key: str, value: bytes) -> None:
-        self._reach()
-        self.shared.records[key] = value
 
     async def lock(self, name: str, ttl: float) -> int | None:
         self._reach()
@@ -73,26 +68,3 @@ class FakeStorage:
     def _reach(self) -> None:
         if self.shared.is_away:
             raise StorageError("the store is away")
-
-    # the rest of the protocol, which a prober has no use for
-
-    async def open(self) -> None:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        raise NotImplementedError
-
-    def slots(self, endpoint: str) -> Slots:
-        raise NotImplementedError
-
-    async def set_capacity(self, endpoint: str, capacity: int | None) -> None:
-        raise NotImplementedError
-
-    def status(self) -> StorageStatus:
-        raise NotImplementedError
-
-    async def publish(self, value: bytes) -> None:
-        raise NotImplementedError
-
-    async def reports(self) -> dict[str, bytes]:
-        raise NotImplementedError

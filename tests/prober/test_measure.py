@@ -67,7 +67,8 @@ def test_there_is_no_percentile_of_nothing() -> None:
     [
         (window(), "pass", "p99 50 ms and 0.0% errors are within the limits"),
         (window(p99_ms=100, error_rate=0.05), "pass", "p99 100 ms and 5.0% errors"),
-        (window(p99_ms=100.5), "fail", "is above 100 ms"),
+        (window(p99_ms=100.1), "fail", "p99 100.1 ms is above 100 ms"),
+        (window(p99_ms=2000.4), "fail", "p99 2000 ms is above 100 ms"),
         (
             window(error_rate=0.06, failure="KeyError"),
             "fail",

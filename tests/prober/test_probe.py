@@ -16,7 +16,7 @@ from fastapi_balancer.prober.request import build_request
 from fastapi_balancer.prober.result import ProbeResult
 from fastapi_balancer.prober.search import Point
 from fastapi_balancer.testing import run_virtual
-from tests.prober.apps import Watched, answer, breaking_above, constant, pool, raising
+from tests.prober.apps import Watched, answer, blocking, breaking_above, constant, pool, raising
 
 
 class Screen:
@@ -65,6 +65,13 @@ def test_the_level_above_which_errors_begin_is_found() -> None:
     assert "mostly: status 503" in result.reason
 
 
+def test_the_wait_for_a_handler_that_blocks_the_loop_counts_as_latency() -> None:
+    result = probe(blocking(0.02))
+    assert (result.capacity, result.kind) == (7, "boundary")
+    assert result.p50_ms == pytest.approx(140)
+    assert result.throughput == pytest.approx(50)
+
+
 def test_an_app_without_a_limit_is_probed_up_to_the_highest_level() -> None:
     result = probe(constant(0.1), max_concurrency=50)
     assert (result.capacity, result.kind) == (50, "no_failure_in_range")
@@ -88,10 +95,10 @@ def test_the_time_bounds_a_probe() -> None:
 
 def test_the_number_of_requests_bounds_a_probe() -> None:
     app = Watched(constant(0.1))
-    result = probe(app, max_requests=200)
+    result = probe(app, max_requests=180)
     assert (result.capacity, result.kind) == (4, "budget_spent")
-    assert result.requests == len(app.entries) <= 200
-    assert "`probe.max_requests` (200)" in result.reason
+    assert result.requests == len(app.entries) <= 180
+    assert "`probe.max_requests` (180)" in result.reason
 
 
 def test_a_level_for_which_no_requests_are_left_is_not_begun() -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Coroutine
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from fastapi_balancer.models import EndpointProbeConfig, ProbeConfig
 from fastapi_balancer.prober import Prober, ProbeResult
 from fastapi_balancer.prober.prober import LOCK, LOCK_TTL
 from fastapi_balancer.testing import run_virtual
-from tests.prober.apps import Recorder, Watched, constant, pool
+from tests.prober.apps import Recorder, Watched, blocking, constant, pool
 from tests.prober.stores import FakeStorage, Shared
 from tests.prober.test_result import RESULT
 
@@ -133,6 +134,19 @@ def test_the_lock_is_renewed_while_the_probe_runs() -> None:
     prober = prober_for(constant(0.14), storage)
     run_virtual(capacity_of(prober))
     assert storage.renewals[:3] == [5, 10, 15]
+
+
+def test_the_lock_is_renewed_in_time_although_the_handler_blocks_the_loop() -> None:
+    storage = FakeStorage()
+    prober = Prober(
+        blocking(0.5), storage, probe=ProbeConfig(), error_threshold=0, latency_threshold_ms=9000
+    )
+    result = run_virtual(capacity_of(prober))
+    assert result is not None
+    assert result.capacity is not None
+    assert result.capacity > 4
+    gaps = [later - earlier for earlier, later in pairwise([0.0, *storage.renewals])]
+    assert max(gaps) < LOCK_TTL / 2
 
 
 def test_a_lost_lock_aborts_the_probe_and_the_new_holder_is_believed(
