@@ -38,7 +38,7 @@ class Window:
     p50_ms: float | None
     p90_ms: float | None
     p99_ms: float | None
-    throughput: float  # successes per second
+    throughput: float | None  # successes per second; None: too few samples to tell
     commonest_failure: str | None = None
 
 
@@ -61,8 +61,8 @@ class Verdict:
 UNDECIDED = Verdict("undecided", "more samples are needed")
 
 
-def summarize(samples: Sequence[Sample], seconds: float) -> Window:
-    """Summarize samples that came in during `seconds`.
+def summarize(samples: Sequence[Sample], seconds: float | None) -> Window:
+    """Summarize samples that came in during `seconds`; None when that time means nothing.
 
     A failed request has no latency that could be compared, but for a timeout: it took at least so
     long, and leaving it out would make the percentiles of a stalling level look good.
@@ -77,7 +77,7 @@ def summarize(samples: Sequence[Sample], seconds: float) -> Window:
         p50_ms=percentile(latencies, 0.5),
         p90_ms=percentile(latencies, 0.9),
         p99_ms=percentile(latencies, PERCENTILE),
-        throughput=(len(samples) - errors) / seconds if seconds > 0 else 0.0,
+        throughput=(len(samples) - errors) / seconds if seconds else None,
         commonest_failure=failures.most_common(1)[0][0] if failures else None,
     )
 

@@ -172,11 +172,11 @@ class _Probe:
     def _log_level(self, point: Point) -> None:
         window = point.window
         logger.info(
-            "probe %s: %d at once: %d samples, %.1f/s, p99 %s, %.1f %% errors: %s (%s)",
+            "probe %s: %d at once: %d samples, %s, p99 %s, %.1f %% errors: %s (%s)",
             self._prospect.endpoint,
             point.level,
             window.count,
-            window.throughput,
+            "unknown rate" if window.throughput is None else f"{window.throughput:.1f}/s",
             in_ms(window.p99_ms),
             window.error_rate * 100,
             point.verdict.outcome,

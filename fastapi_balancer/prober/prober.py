@@ -13,7 +13,8 @@ from starlette.types import ASGIApp
 
 from fastapi_balancer.errors import ProbeError, StorageError
 from fastapi_balancer.models import EndpointProbeConfig, ProbeConfig
-from fastapi_balancer.prober.load import CANCEL_GRACE, AsgiSender
+from fastapi_balancer.prober.asgi import AsgiSender
+from fastapi_balancer.prober.load import CANCEL_GRACE
 from fastapi_balancer.prober.measure import Thresholds
 from fastapi_balancer.prober.probe import Progress, Prospect, request_timeout, run_probe
 from fastapi_balancer.prober.request import build_request

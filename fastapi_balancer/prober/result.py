@@ -28,7 +28,7 @@ class ProbeResult:
     p50_ms: float | None
     p90_ms: float | None
     p99_ms: float | None
-    throughput: float  # successes per second
+    throughput: float | None  # successes per second
     error_rate: float  # 0 to 1
     requests: int  # sent in all
     seconds: float  # that the probe took

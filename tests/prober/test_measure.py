@@ -29,7 +29,7 @@ def test_a_window_sums_up_its_samples() -> None:
 
 
 def test_a_window_without_samples_claims_nothing() -> None:
-    assert summarize([], seconds=0) == Window(0, 0, 0, None, None, None, 0)
+    assert summarize([], seconds=None) == Window(0, 0, 0, None, None, None, None)
 
 
 def test_quick_failures_do_not_make_the_latencies_look_better() -> None:

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_balancer.errors import ProbeError
 from fastapi_balancer.models import EndpointProbeConfig, ProbeConfig
-from fastapi_balancer.prober.load import AsgiSender
+from fastapi_balancer.prober.asgi import AsgiSender
 from fastapi_balancer.prober.measure import Thresholds
 from fastapi_balancer.prober.probe import Prospect, request_timeout, run_probe
 from fastapi_balancer.prober.request import build_request
