@@ -32,11 +32,18 @@ class Inbox:
         while not self._messages:
             if self._reader is None:
                 return await self._receive()
-            await asyncio.wait((self._reader,))
-            reader, self._reader = self._reader, None
-            if not reader.cancelled() and not self._messages:
-                reader.result()  # what the server raised, the app gets to see
+            reader = self._reader
+            await asyncio.wait((reader,))
+            if self._reader is reader:  # else the app receives twice at once, and we come second
+                self._reader = None
+                if not reader.cancelled() and not self._messages:
+                    reader.result()  # what the server raised, the app gets to see
         return self._messages.popleft()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the last message that was read ahead is the client's going."""
+        return bool(self._messages) and self._messages[-1]["type"] in GONE
 
     async def read_body(self) -> bool:
         """Read until the body or `READ_AHEAD` bytes are here. False: the client has gone."""
@@ -51,7 +58,7 @@ class Inbox:
     def watch(self, gone: Callable[[], None]) -> None:
         """Read on in the background, and call `gone` when the client goes.
 
-        Stops at `READ_AHEAD` bytes: beyond it a client is not seen to go.
+        Stops at `READ_AHEAD` bytes of an unfinished body: beyond it a client is not seen to go.
         """
         self._reader = asyncio.create_task(self._watch(gone))
 
@@ -66,11 +73,15 @@ class Inbox:
             reader.exception()  # nobody is left to care, but asyncio would complain
 
     async def _watch(self, gone: Callable[[], None]) -> None:
-        while self._wanted and self._size < READ_AHEAD:
-            message = await self._read()
-            if message["type"] in GONE:
+        while self._wanted and self._is_safe_to_read():
+            await self._read()
+            if self.is_gone:
                 gone()
                 return
+
+    def _is_safe_to_read(self) -> bool:
+        """After the last piece of a body, of whatever size, only the client's going can come."""
+        return self._size < READ_AHEAD or not self._messages[-1].get("more_body", False)
 
     async def _read(self) -> Message:
         message = await self._receive()
