@@ -114,6 +114,9 @@ class Admission:
             ticket = self.limiter.join()
             inbox.watch(lambda: self.limiter.leave(ticket))
             await self.limiter.wait(ticket)
+            if inbox.is_gone:  # in the moment it got its slot
+                self.limiter.release(0.0)
+                raise ClientLeft
             granted = True
         except ClientLeft:
             self.stats.left()

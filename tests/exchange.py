@@ -30,7 +30,7 @@ class Exchange:
         self.unread: asyncio.Queue[Message] = asyncio.Queue()
         self._app = app
         self._task: asyncio.Task[None] | None = None
-        self._over = asyncio.Event()
+        self._answered = False
         pieces = list(body or ())
         length = sum(map(len, pieces))
         self.scope: Scope = {
@@ -120,22 +120,14 @@ class Exchange:
         await self._app(self.scope, self._receive, self._send)
 
     async def _receive(self) -> Message:
-        """The next message; `http.disconnect` once the answer is complete, as uvicorn has it."""
-        if self._over.is_set():
-            return {"type": "http.disconnect"}
-        getting = asyncio.ensure_future(self.unread.get())
-        over = asyncio.ensure_future(self._over.wait())
-        try:
-            await asyncio.wait({getting, over}, return_when=asyncio.FIRST_COMPLETED)
-            return getting.result() if getting.done() else {"type": "http.disconnect"}
-        finally:
-            getting.cancel()
-            over.cancel()
+        """The next message; the disconnect once the answer is complete, as uvicorn has it."""
+        return {"type": "http.disconnect"} if self._answered else await self.unread.get()
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self._over.set()
+            self._answered = True
+            self.disconnect()  # for who is receiving already
 
 
 class Lifespan:
@@ -196,5 +188,5 @@ class Lifespan:
 
 async def settle() -> None:
     """Let everything run that can run without waiting for the time to pass."""
-    for _ in range(20):
+    for _ in range(500):
         await asyncio.sleep(0)
