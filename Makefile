@@ -49,4 +49,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find fastapi_balancer tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name node_modules -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
