@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -23,6 +21,7 @@ from fastapi_balancer.limiter import Limiter
 from fastapi_balancer.middleware import BalancerMiddleware, Routes
 from fastapi_balancer.models import EndpointProbeConfig, StorageType
 from fastapi_balancer.prober import Prober, ProbeResult, start_id
+from fastapi_balancer.processes import siblings
 from fastapi_balancer.signals import EndingSignals
 from fastapi_balancer.stats import Collector, EndpointGauges, Snapshots, WorkerGauges
 from fastapi_balancer.storage import SlotsConfig, Storage
@@ -199,7 +198,6 @@ class _Parts:
                 timeout=settings.timeout,
                 lease=settings.lease,
                 on_storage_error=self._config.on_storage_error,
-                workers=_expected_workers(),
                 kind=settings.type,
                 revive=self._server.ensure if self._server is not None else None,
             )
@@ -345,14 +343,8 @@ def _first(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _expected_workers() -> int:
-    """How many workers this service has, as far as the environment says. At least 1."""
-    text = os.environ.get("WEB_CONCURRENCY", "")
-    return max(1, int(text)) if text.isdigit() else 1
-
-
 def _warn_of_several_workers() -> None:
-    if _expected_workers() > 1 or multiprocessing.parent_process() is not None:
+    if siblings() > 1:
         logger.warning(
             "storage.type is memory, and this looks like one of several workers: each of them has "
             "limits of its own, so the service takes several times the capacity. Use "

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from fastapi_balancer.models import Scope
@@ -144,29 +140,3 @@ class Storage(Protocol):
         """Write a record if the lock `name` is still held with `fence`, in one step.
 
         Raises `StorageError`."""
-
-
-def host_id() -> str:
-    """The id of this host and its process ids: equal for all who can watch each other."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
-        return f"{boot}.{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:  # not Linux
-        return socket.gethostname().replace("-", "_").replace(":", "_")
-
-
-def process_start(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot; with its pid it is never reused.
-
-    None: no such process, or not on Linux. Source: proc(5), field 22 of /proc/<pid>/stat.
-    """
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except OSError:
-        return None
-
-
-def worker_id() -> str:
-    """A new id for this process as a worker: `host-pid-start-random`, without `:` or spaces."""
-    pid = os.getpid()
-    return f"{host_id()}-{pid}-{process_start(pid) or 0}-{secrets.token_hex(3)}"

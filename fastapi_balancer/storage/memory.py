@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping
 
 from fastapi_balancer.errors import Rejected
-from fastapi_balancer.storage.base import Slots, SlotsConfig, StorageStatus, Ticket, worker_id
+from fastapi_balancer.processes import worker_id
+from fastapi_balancer.storage.base import Slots, SlotsConfig, StorageStatus, Ticket
 
 
 class MemorySlots:

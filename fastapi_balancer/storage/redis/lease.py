@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import redis
 from redis.exceptions import NoScriptError, RedisError
 
-from fastapi_balancer.storage.base import host_id, process_start
+from fastapi_balancer.processes import host_id, started_at
 from fastapi_balancer.storage.redis.scripts import SHA, SOURCES
 from fastapi_balancer.storage.redis.slots import LEARNING, SharedSlots
 
@@ -171,7 +171,7 @@ class LeaseKeeper:
             except ProcessLookupError:
                 self._reap(worker)
                 continue
-            if process_start(int(pid)) == start:
+            if started_at(int(pid)) == start:
                 self._siblings[worker] = pidfd
             else:  # the pid belongs to another process by now
                 os.close(pidfd)

@@ -14,7 +14,8 @@ from redis.exceptions import AuthenticationError, RedisError
 
 from fastapi_balancer.errors import StorageError
 from fastapi_balancer.models import OnStorageError, Scope
-from fastapi_balancer.storage.base import Slots, SlotsConfig, StorageStatus, host_id, worker_id
+from fastapi_balancer.processes import host_id, siblings, worker_id
+from fastapi_balancer.storage.base import Slots, SlotsConfig, StorageStatus
 from fastapi_balancer.storage.memory import MemorySlots
 from fastapi_balancer.storage.redis.address import Address
 from fastapi_balancer.storage.redis.lease import LeaseKeeper
@@ -44,7 +45,6 @@ class RedisStorage:
         timeout: float = 0.25,
         lease: float = 10.0,
         on_storage_error: OnStorageError = OnStorageError.LOCAL,
-        workers: int = 1,
         kind: str = "redis",
         revive: Callable[[], object] | None = None,
     ) -> None:
@@ -58,7 +58,6 @@ class RedisStorage:
         self._timeout = timeout
         self._lease = lease
         self._on_storage_error = on_storage_error
-        self._workers = workers  # how many there are as long as the store has not said so
         self._kind = kind
         self._revive = revive
 
@@ -296,8 +295,7 @@ class RedisStorage:
             self._ready.set()
         logger.debug("cannot attach: %s: %s", type(exc).__name__, exc)
         if self._away_since is not None:
-            for slots in self._shared:
-                slots.go_away(self._known_workers())
+            self._go_local()
 
     def _arm_away(self) -> None:
         if self._away_timer is None and self._away_since is None:
@@ -311,9 +309,15 @@ class RedisStorage:
             logger.warning(
                 "the store is away; going on with on_storage_error: %s", self._on_storage_error
             )
-        for slots in self._shared:
-            slots.go_away(self._known_workers())
+        self._go_local()
         self._ready.set()
+
+    def _go_local(self) -> None:
+        workers = self._known_workers()
+        if workers == 1:  # it may never have been told: then count who is here
+            workers = siblings()
+        for slots in self._shared:
+            slots.go_away(workers)
 
     def _came_back(self) -> None:
         self._disarm_away()
@@ -328,7 +332,8 @@ class RedisStorage:
             self._away_timer = None
 
     def _known_workers(self) -> int:
-        return max([self._workers, *(len(slots.peers) for slots in self._shared)])
+        """How many workers share the store, as it said last; 1 if it never did."""
+        return max([1, *(len(slots.peers) for slots in self._shared)])
 
     def _tick(self) -> None:
         self.tick = monotonic()
