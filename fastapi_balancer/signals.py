@@ -22,7 +22,7 @@ class EndingSignals:
     """Calls `ending` (from a signal handler) and then whatever handled the signal before."""
 
     def __init__(self, ending: Callable[[], object]) -> None:
-        self._ending = ending
+        self._ending: Callable[[], object] | None = ending
         self._before: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     def install(self) -> None:
@@ -39,12 +39,16 @@ class EndingSignals:
                 signal.signal(number, self._handle)
 
     def restore(self) -> None:
-        """Put the former handlers back, where nobody else has taken our place."""
+        """Put the former handlers back. Idempotent.
+
+        Where somebody else has taken our place, they may still call us: we only pass it on then.
+        """
+        self._ending = None
         for number, before in self._before.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, before)
-        self._before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._ending()
+        if self._ending is not None:
+            self._ending()
         self._before[number](number, frame)
