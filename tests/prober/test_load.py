@@ -102,6 +102,20 @@ def test_the_level_ends_with_nothing_in_flight() -> None:
     assert app.now == 0
 
 
+def test_what_is_in_flight_when_a_level_is_decided_is_let_finish() -> None:
+    finished = 0
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal finished
+        await asyncio.sleep(2 + finished % 5)
+        await answer(send)
+        finished += 1
+
+    measured = run_virtual(measure(slow, 8))
+    assert measured.verdict.outcome == "fail"
+    assert finished == measured.sent > 2 * 8
+
+
 def test_requests_past_the_timeout_are_cancelled_and_count_as_errors() -> None:
     app = Watched(constant(3600))
     measured = run_virtual(measure(app, 2, give_up=4))
@@ -132,6 +146,11 @@ def test_no_more_requests_are_sent_than_allowed() -> None:
 def test_a_slow_level_settles_for_fewer_samples_when_patience_ends() -> None:
     measured = run_virtual(measure(constant(0.9), 2, patience=7.5))
     assert (measured.verdict.outcome, measured.window.count) == ("pass", 13)
+
+
+def test_past_half_of_its_patience_a_level_takes_samples_after_one_wave() -> None:
+    measured = run_virtual(measure(constant(3), 2, latency_ms=5000, patience=7.5))
+    assert (measured.verdict.outcome, measured.window.count) == ("pass", 3)
 
 
 def test_a_very_slow_level_discards_one_wave_and_samples_one() -> None:

@@ -128,7 +128,9 @@ def test_a_service_that_is_still_starting_is_waited_for() -> None:
         is_ready = asyncio.get_running_loop().time() > 7
         await answer(send, 200 if is_ready else 503)
 
-    assert probe(loading, max_concurrency=1).capacity == 1
+    result = probe(loading, max_concurrency=1)
+    assert result.capacity == 1
+    assert result.requests < 2 + 40 + 15, "it is asked about once a second"
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,19 @@ def test_another_worker_takes_over_when_the_first_dies() -> None:
     assert LOCK_TTL < now < LOCK_TTL + 30
 
 
+def test_a_result_that_is_saved_just_before_the_lock_is_ours_is_believed() -> None:
+    class LateStorage(FakeStorage):
+        async def lock(self, name: str, ttl: float) -> int | None:
+            self.shared.records[KEY] = RESULT.to_json()
+            return await super().lock(name, ttl)
+
+    app = Watched(constant(0.1))
+    storage = LateStorage()
+    assert run_virtual(capacity_of(prober_for(app, storage))) == RESULT
+    assert app.entries == []
+    assert storage.shared.locks == {}
+
+
 def test_the_lock_is_renewed_while_the_probe_runs() -> None:
     storage = FakeStorage()
     prober = prober_for(constant(0.14), storage)
@@ -183,6 +196,7 @@ def test_a_result_that_comes_after_the_lock_was_lost_is_not_saved(
         await asyncio.sleep(1)
         shared.locks[LOCK] = (99, 1000.0)
         await asyncio.sleep(LOCK_TTL / 3 - 1)  # the probe ends just before the lock is renewed
+        assert not ours.done()  # it waits for what the new holder finds
         ours.cancel()
         await asyncio.wait([ours])
 
