@@ -59,14 +59,15 @@ def starts_over(events: Iterable[Event], capacity: int) -> float:
     return over / starts if starts else 0.0
 
 
-def handovers(events: Iterable[Event], capacity: int) -> list[float]:
-    """Return the seconds from a slot's end on one worker to the start it allows on another.
+def handovers(events: Iterable[Event], capacity: int) -> list[tuple[int, float]]:
+    """Return when, and how many seconds after a slot's end on one worker, another one used it.
 
-    The slot that is free for longest goes to the next start. Only where somebody waits all the
-    time: otherwise it is the time until somebody came.
+    The slot that is free for longest goes to the next start. To be read where somebody waits all
+    the time: otherwise it is the time until somebody came.
     """
     free: deque[Event] = deque()
-    inside, gaps = 0, []
+    inside = 0
+    gaps: list[tuple[int, float]] = []
     for event in events:
         inside += 1 if event.entered else -1
         if not event.entered and inside < capacity:
@@ -74,7 +75,7 @@ def handovers(events: Iterable[Event], capacity: int) -> list[float]:
         elif event.entered and free:
             freed = free.popleft()
             if freed.worker != event.worker:
-                gaps.append((event.at - freed.at) / 1e9)
+                gaps.append((event.at, (event.at - freed.at) / 1e9))
     return gaps
 
 

@@ -81,7 +81,7 @@ def note_fault(
         answers = clients.answers()
         inside = events.most_inside(events.read(server.events))
 
-    def note(what: str, value: float, must: tuple[str, float], unit: str = "") -> None:
+    def note(what: str, value: float, must: tuple[str, float] | None, unit: str = "") -> None:
         title = f"Redis {fault.name}, {load_name}: {what}"
         figures.note(peer.name, title, value, must, unit, worst=True)
 
@@ -89,7 +89,9 @@ def note_fault(
     late = [answer for answer in failed if answer.done > ended + SETTLED * 1e9]
     note("requests failed", 100 * len(failed) / len(answers), ("<=", 0), "%")
     note(f"failed later than {SETTLED:.0f} s after it", len(late), ("<=", 0))
-    note("longest wait caused", wait_caused(answers, begun), ("<=", 0.5), "s")
+    # Under heavy load each worker works off a queue of its own meanwhile, some longer than others.
+    asked = ("<=", 0.5) if load is LIGHT else None
+    note("longest wait caused", wait_caused(answers, begun), asked, "s")
     note("most inside at once", inside, ("<=", CAPACITY))
 
 

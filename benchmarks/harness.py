@@ -127,7 +127,10 @@ class Server:
 
     def started(self) -> bool:
         """Whether every worker serves."""
-        return self.log.read_bytes().count(b"startup complete") >= self.workers
+        if self.log.read_bytes().count(b"startup complete") < self.workers:
+            return False
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", self.port)) == 0
 
     def processes(self) -> list[psutil.Process]:
         """The process that was started and all below it."""

@@ -78,9 +78,9 @@ class Trial:
         starts = [event for event in steady if event.entered]
         rate = len(starts) / (end - begin) * 1e9
         self.note("throughput ÷ (capacity ÷ service)", rate * SERVICE / CAPACITY, (">=", 0.95))
-        late = 100 * events.overtaken(load, FAIRNESS)
+        late = 100 * events.overtaken(steady, FAIRNESS)
         self.note(f"overtaken by more than {FAIRNESS} later ones", late, ("<=", 1), "%")
-        gaps = [1000 * gap for gap in events.handovers(steady, CAPACITY)]
+        gaps = [1000 * s for at, s in events.handovers(load, CAPACITY) if begin <= at < end]
         if self.workers > 1:
             name = "slot freed on one worker, used on another"
             self.note(f"{name}: p50", events.quantile(gaps, 0.5), ("<=", 3), "ms")
