@@ -44,7 +44,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(if $(PYTHON),,$(error no Python from 3.11 on with venv was found; name one with PYTHON=...))
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' hatchling
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:
