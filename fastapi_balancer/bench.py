@@ -6,9 +6,10 @@ import asyncio
 import logging
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fastapi_balancer.config import BalancerConfig
-from fastapi_balancer.errors import ProbeError
+from fastapi_balancer.errors import ConfigError, ProbeError
 from fastapi_balancer.models import (
     EndpointProbeConfig,
     ProbeConfig,
@@ -100,6 +101,11 @@ class BenchBalancer:
         `ProbeError`, and writes nothing, when not one could be measured; `ConfigError`, before
         anything is measured, for what could not be written.
         """
+        address = urlsplit(self.base_url)
+        if address.scheme not in {"http", "https"} or not address.hostname:
+            raise ConfigError(
+                f"base_url: {self.base_url!r} is not an address such as http://localhost:8005"
+            )
         self.build().to_yaml()
         failures = [await self._measure(endpoint) for endpoint in list(self.endpoints)]
         if failures and all(failures):

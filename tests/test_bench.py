@@ -148,3 +148,10 @@ def test_a_wrong_parameter_is_told_before_anything_is_measured(
     with pytest.raises(ConfigError, match="without their query"):
         asyncio.run(bench("/x?a=1").run(tmp_path / "out.yml"))
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("base_url", ["localhost:8005", "", "ftp://x", "http://", "/x"])
+def test_an_address_that_cannot_be_probed_is_told_at_once(base_url: str, tmp_path: Path) -> None:
+    made = BenchBalancer(base_url, {"/x": EndpointProbeConfig()})
+    with pytest.raises(ConfigError, match=r"base_url: .* such as http://localhost:8005"):
+        asyncio.run(made.run(tmp_path / "out.yml"))

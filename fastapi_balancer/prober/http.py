@@ -16,17 +16,25 @@ KEEPALIVE = 2.0  # seconds; below the 5 of uvicorn, or it closes a connection th
 
 
 class HttpSender:
-    """Sends the probe's request to a server, over as many connections as the level asks for."""
+    """Sends a probe's request to a server, over as many connections as the level asks for.
+
+    It speaks through httpx's transport, not its client, which would keep cookies from one request
+    to the next and log every one of them.
+    """
 
     def __init__(self, base_url: str, request: ProbeRequest, timeout: float) -> None:
         query = b"?" + request.query_string if request.query_string else b""
-        self.url = base_url + (request.raw_path + query).decode("ascii")
-        self.request = request
         self.timeout = timeout
-        # the server's own name, unless the user's headers say otherwise
-        self._headers = [h for h in request.headers if h != (b"host", b"localhost")]
+        self._request = httpx.Request(
+            request.method,
+            base_url + (request.raw_path + query).decode("ascii"),
+            # the server's own name, unless the user's headers say otherwise
+            headers=[header for header in request.headers if header != (b"host", b"localhost")],
+            content=request.body or None,
+        )
         self._trust = httpx.create_ssl_context()  # loading the certificates once is enough
-        self._client = self._new_client(1)
+        self._most = 1
+        self._transport: httpx.AsyncBaseTransport = self._connections(1)
 
     async def __aenter__(self) -> Self:
         return self
@@ -37,16 +45,21 @@ class HttpSender:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._client.aclose()
+        await self._transport.aclose()
 
     async def prepare(self, level: int) -> None:
-        """Change to a client with one connection for each request in flight."""
-        await self._client.aclose()
-        self.connect(self._new_client(level))
+        """Allow as many connections as there will be requests in flight.
 
-    def connect(self, client: httpx.AsyncClient) -> None:
-        """Send through this client from now on; it is closed with the sender."""
-        self._client = client
+        Fewer than before need no new ones, whose set-up would be measured with the first requests.
+        """
+        if level > self._most:
+            self._most = level
+            await self.use(self._connections(level))
+
+    async def use(self, transport: httpx.AsyncBaseTransport) -> None:
+        """Send through this transport from now on. It is closed with the sender."""
+        await self._transport.aclose()
+        self._transport = transport
 
     async def send(self, keep: int = 0) -> Reply:
         """Send one request over HTTP and read the response to its end."""
@@ -58,27 +71,21 @@ class HttpSender:
         try:
             async with bound:
                 await self._exchange(reply, keep)
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        except (httpx.HTTPError, TimeoutError) as error:
             failure = TIMEOUT if bound.expired() else type(error).__name__
         if failure is None and reply.status >= 400:
             failure = f"status {reply.status}"
         sample = Sample(began, loop.time(), failure)
         return Reply(sample, reply.status or None, reply.body, reply.location)
 
-    def _new_client(self, connections: int) -> httpx.AsyncClient:
+    def _connections(self, count: int) -> httpx.AsyncHTTPTransport:
         limits = httpx.Limits(
-            max_connections=connections,
-            max_keepalive_connections=connections,
-            keepalive_expiry=KEEPALIVE,
+            max_connections=count, max_keepalive_connections=count, keepalive_expiry=KEEPALIVE
         )
-        # no timeouts of its own: the bound on the whole request is ours
-        return httpx.AsyncClient(limits=limits, timeout=None, verify=self._trust)
+        return httpx.AsyncHTTPTransport(verify=self._trust, limits=limits)
 
     async def _exchange(self, reply: _Read, keep: int) -> None:
-        request = self._client.build_request(
-            self.request.method, self.url, headers=self._headers, content=self.request.body or None
-        )
-        response = await self._client.send(request, stream=True)
+        response = await self._transport.handle_async_request(self._request)
         try:
             reply.status = response.status_code
             reply.location = response.headers.get("location")

@@ -37,7 +37,7 @@ def send(server: Server, settings: EndpointProbeConfig | None = None, keep: int 
     async def main() -> Reply:
         request = build_request("/x y", settings or EndpointProbeConfig())
         async with HttpSender("http://service:8000/api", request, timeout=10) as sender:
-            sender.connect(httpx.AsyncClient(transport=server))
+            await sender.use(server)
             return await sender.send(keep)
 
     return run_virtual(main())
@@ -74,3 +74,17 @@ def test_a_redirect_is_not_followed() -> None:
     server = Server(httpx.Response(307, headers={"location": "/x/"}))
     reply = send(server, keep=10)
     assert (reply.status, reply.location, len(server.asked)) == (307, "/x/", 1)
+
+
+def test_a_cookie_is_not_carried_from_one_request_to_the_next() -> None:
+    async def main() -> None:
+        request = build_request("/x", EndpointProbeConfig())
+        async with HttpSender("http://service", request, timeout=10) as sender:
+            await sender.use(server)
+            await sender.send()
+            await sender.send()
+
+    with_cookie = httpx.Response(200, headers={"set-cookie": "a=b"}, stream=httpx.ByteStream(b""))
+    server = Server(with_cookie, replying(200))
+    run_virtual(main())
+    assert ["cookie" in asked.headers for asked in server.asked] == [False, False]
