@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Protocol
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fastapi_balancer.admin import AdminRoutes
 from fastapi_balancer.admission import Admission
 from fastapi_balancer.errors import BalancerError
+
+logger = logging.getLogger(__name__)
 
 
 class Lifecycle(Protocol):
@@ -68,7 +71,7 @@ class BalancerMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "lifespan":
-            await self._lifespan(scope, receive, send)
+            await _Lifespan(self, self._lifecycle, receive, send).run(scope)
             return
         if not self._lifecycle.ready:
             await self._lifecycle.start_late(self, scope)
@@ -82,32 +85,75 @@ class BalancerMiddleware:
         else:
             await admission.run(scope, receive, send)
 
-    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The app's own lifespan starts before ours and ends after it."""
-        failed = False
 
-        async def stop_before_the_app() -> Message:
-            if failed:  # the app has started, and must be able to stop
-                return {"type": "lifespan.shutdown"}
-            message = await receive()
-            if message["type"] == "lifespan.shutdown":
-                await self._lifecycle.stop()
-            return message
+class _Lifespan:
+    """One run of the lifespan: the app's own starts before ours and ends after it.
 
-        async def start_after_the_app(message: Message) -> None:
-            nonlocal failed
-            if message["type"] == "lifespan.startup.complete":
-                try:
-                    await self._lifecycle.start(self, scope)
-                except BalancerError as exc:
-                    failed = True
-                    await self._lifecycle.stop()
-                    message = {"type": "lifespan.startup.failed", "message": str(exc)}
-            elif failed:
-                return  # the server has been told already that there is no service
-            await send(message)
+    An app that knows no lifespan gets ours all the same.
+    """
 
-        await self.app(scope, stop_before_the_app, start_after_the_app)
+    def __init__(
+        self, middleware: BalancerMiddleware, lifecycle: Lifecycle, receive: Receive, send: Send
+    ) -> None:
+        self._middleware = middleware
+        self._lifecycle = lifecycle
+        self._receive = receive
+        self._send = send
+        self._scope: Scope = {}
+        self._was_asked = False  # the server's startup has been received
+        self._app_answered = False
+        self._failure: str | None = None
+
+    async def run(self, scope: Scope) -> None:
+        self._scope = scope
+        try:
+            if not await self._app_takes_part():
+                await self._run_alone()
+        finally:
+            # Not before the app has shut down: a server may end the event loop when it is told.
+            if self._failure is not None:
+                await self._send({"type": "lifespan.startup.failed", "message": self._failure})
+
+    async def _app_takes_part(self) -> bool:
+        """Run the app's lifespan, with ours inside it. False: it has none."""
+        try:
+            await self._middleware.app(self._scope, self._to_app, self._from_app)
+        except Exception as exc:
+            if self._app_answered:
+                raise
+            logger.info("the app has no lifespan: %r", exc)
+        return self._app_answered
+
+    async def _run_alone(self) -> None:
+        if not self._was_asked:
+            await self._receive()
+        await self._from_app({"type": "lifespan.startup.complete"})
+        if self._failure is None:
+            await self._to_app()
+            await self._send({"type": "lifespan.shutdown.complete"})
+
+    async def _to_app(self) -> Message:
+        if self._failure is not None:  # the app has started, and must be able to stop
+            return {"type": "lifespan.shutdown"}
+        message = await self._receive()
+        self._was_asked = True
+        if message["type"] == "lifespan.shutdown":
+            await self._lifecycle.stop()
+        return message
+
+    async def _from_app(self, message: Message) -> None:
+        self._app_answered = True
+        if message["type"] == "lifespan.startup.complete":
+            await self._start()
+        if self._failure is None:
+            await self._send(message)
+
+    async def _start(self) -> None:
+        try:
+            await self._lifecycle.start(self._middleware, self._scope)
+        except BalancerError as exc:
+            await self._lifecycle.stop()
+            self._failure = f"fastapi-balancer: {exc}"
 
 
 def _route_path(scope: Scope) -> str:
