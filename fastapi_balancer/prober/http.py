@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -16,13 +17,20 @@ KEEPALIVE = 2.0  # seconds; below the 5 of uvicorn, or it closes a connection th
 
 
 class HttpSender:
-    """Sends a probe's request to a server, over as many connections as the level asks for.
+    """Sends a probe's request to a server, each request in flight over a connection of its own.
 
     It speaks through httpx's transport, not its client, which would keep cookies from one request
-    to the next and log every one of them.
+    to the next and log every one of them; and not through a pool of many connections, whose
+    bookkeeping grows with the square of their number: it measured itself from 40 on.
     """
 
-    def __init__(self, base_url: str, request: ProbeRequest, timeout: float) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        request: ProbeRequest,
+        timeout: float,
+        connect: Callable[[], httpx.AsyncBaseTransport] | None = None,
+    ) -> None:
         query = b"?" + request.query_string if request.query_string else b""
         self.timeout = timeout
         self._request = httpx.Request(
@@ -32,9 +40,8 @@ class HttpSender:
             headers=[header for header in request.headers if header != (b"host", b"localhost")],
             content=request.body or None,
         )
-        self._trust = httpx.create_ssl_context()  # loading the certificates once is enough
-        self._most = 1
-        self._transport: httpx.AsyncBaseTransport = self._connections(1)
+        self._connect = connect or _connector()
+        self._idle: list[httpx.AsyncBaseTransport] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -45,21 +52,11 @@ class HttpSender:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._transport.aclose()
+        while self._idle:
+            await self._idle.pop().aclose()
 
     async def prepare(self, level: int) -> None:
-        """Allow as many connections as there will be requests in flight.
-
-        Fewer than before need no new ones, whose set-up would be measured with the first requests.
-        """
-        if level > self._most:
-            self._most = level
-            await self.use(self._connections(level))
-
-    async def use(self, transport: httpx.AsyncBaseTransport) -> None:
-        """Send through this transport from now on. It is closed with the sender."""
-        await self._transport.aclose()
-        self._transport = transport
+        """Nothing has to be got ready: connections are made as they are needed, and kept."""
 
     async def send(self, keep: int = 0) -> Reply:
         """Send one request over HTTP and read the response to its end."""
@@ -78,14 +75,14 @@ class HttpSender:
         sample = Sample(began, loop.time(), failure)
         return Reply(sample, reply.status or None, reply.body, reply.location)
 
-    def _connections(self, count: int) -> httpx.AsyncHTTPTransport:
-        limits = httpx.Limits(
-            max_connections=count, max_keepalive_connections=count, keepalive_expiry=KEEPALIVE
-        )
-        return httpx.AsyncHTTPTransport(verify=self._trust, limits=limits)
-
     async def _exchange(self, reply: _Read, keep: int) -> None:
-        response = await self._transport.handle_async_request(self._request)
+        connection = self._idle.pop() if self._idle else self._connect()
+        try:
+            await self._read(await connection.handle_async_request(self._request), reply, keep)
+        finally:
+            self._idle.append(connection)  # a broken one mends itself with the next request
+
+    async def _read(self, response: httpx.Response, reply: _Read, keep: int) -> None:
         try:
             reply.status = response.status_code
             reply.location = response.headers.get("location")
@@ -103,3 +100,11 @@ class _Read:
         self.status = 0
         self.body = b""
         self.location: str | None = None
+
+
+def _connector() -> Callable[[], httpx.AsyncBaseTransport]:
+    trust = httpx.create_ssl_context()  # loading the certificates once is enough
+    limits = httpx.Limits(
+        max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE
+    )
+    return lambda: httpx.AsyncHTTPTransport(verify=trust, limits=limits)

@@ -36,8 +36,7 @@ def replying(status: int, body: bytes = b"") -> httpx.Response:
 def send(server: Server, settings: EndpointProbeConfig | None = None, keep: int = 0) -> Reply:
     async def main() -> Reply:
         request = build_request("/x y", settings or EndpointProbeConfig())
-        async with HttpSender("http://service:8000/api", request, timeout=10) as sender:
-            await sender.use(server)
+        async with HttpSender("http://service:8000/api", request, 10, lambda: server) as sender:
             return await sender.send(keep)
 
     return run_virtual(main())
@@ -79,8 +78,7 @@ def test_a_redirect_is_not_followed() -> None:
 def test_a_cookie_is_not_carried_from_one_request_to_the_next() -> None:
     async def main() -> None:
         request = build_request("/x", EndpointProbeConfig())
-        async with HttpSender("http://service", request, timeout=10) as sender:
-            await sender.use(server)
+        async with HttpSender("http://service", request, 10, lambda: server) as sender:
             await sender.send()
             await sender.send()
 
@@ -88,3 +86,20 @@ def test_a_cookie_is_not_carried_from_one_request_to_the_next() -> None:
     server = Server(with_cookie, replying(200))
     run_virtual(main())
     assert ["cookie" in asked.headers for asked in server.asked] == [False, False]
+
+
+def test_each_request_in_flight_has_a_connection_of_its_own_that_is_used_again() -> None:
+    servers: list[Server] = []
+
+    def connect() -> Server:
+        servers.append(Server(*[replying(200) for _ in range(9)]))
+        return servers[-1]
+
+    async def main() -> None:
+        request = build_request("/x", EndpointProbeConfig())
+        async with HttpSender("http://service", request, 10, connect) as sender:
+            for _ in range(3):
+                await asyncio.gather(*[sender.send() for _ in range(4)])
+
+    run_virtual(main())
+    assert [len(server.asked) for server in servers] == [3, 3, 3, 3]
