@@ -26,6 +26,7 @@ from fastapi_balancer.prober.result import ProbeResult
 logger = logging.getLogger(__name__)
 
 WAVES = 20  # a probe may take as long as so many requests at the latency threshold, one by one
+REQUESTS = 100_000  # time bounds a bench; nobody waits for its service to start
 
 
 class BenchBalancer:
@@ -129,7 +130,8 @@ class BenchBalancer:
     async def _probe(self, endpoint: str, settings: EndpointProbeConfig) -> ProbeResult:
         thresholds = Thresholds(self.error_threshold, self.latency_threshold_ms)
         request = build_request(endpoint, settings)
-        budget = ProbeConfig(max_seconds=max(60.0, WAVES * thresholds.latency_ms / 1000))
+        seconds = max(60.0, WAVES * thresholds.latency_ms / 1000)
+        budget = ProbeConfig(max_seconds=seconds, max_requests=REQUESTS)
         prospect = Prospect(endpoint, request, budget, thresholds, worker="bench")
         async with HttpSender(self.base_url, request, request_timeout(thresholds)) as sender:
             return await run_probe(sender, prospect, self.progress)
