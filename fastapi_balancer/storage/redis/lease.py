@@ -19,7 +19,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from fastapi_balancer.processes import host_id, started_at
 from fastapi_balancer.storage.redis.scripts import SHA, SOURCES
-from fastapi_balancer.storage.redis.slots import LEARNING, SharedSlots
+from fastapi_balancer.storage.redis.slots import SharedSlots
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ class Host(Protocol):
 
     worker: str
     session: int
-    run_id: str
     tick: float  # monotonic time of the event loop's last sign of life
 
     def shared(self) -> Iterable[tuple[tuple[str, str, str], SharedSlots]]: ...
@@ -59,6 +58,8 @@ class LeaseKeeper:
         self._lease = lease
         self._revive = revive  # restarts an embedded server
         self._client: redis.Redis | None = None
+        self._run_id = ""  # of the server that the client is connected to
+        self._undeclared = False  # a hung loop's slots were suspended, and the store was not told
         self._beaten: dict[str, float] = {}  # key -> when the last beat was sent
         self._siblings: dict[str, int] = {}  # worker -> pidfd
         self._stop = threading.Event()
@@ -108,6 +109,7 @@ class LeaseKeeper:
     def _round(self) -> None:
         if self._client is None:
             self._client = self._connect()
+            self._run_id = self._client.info("server")["run_id"]
             for text in SOURCES.values():
                 self._client.script_load(text)
         self._help_hung_loop()
@@ -205,15 +207,21 @@ class LeaseKeeper:
     # ------------------------------------------------------------------ the loop hangs
 
     def _help_hung_loop(self) -> None:
-        """Give back the idle slots of a worker whose event loop cannot use them."""
+        """Give back what a worker holds or waits for whose event loop cannot use it.
+
+        All endpoints get the new session, for beats know of one only.
+        """
         if monotonic() - self._host.tick < HANG:
+            self._undeclared = False  # the loop goes on, and declares everything itself
             return
-        for keys, slots in self._host.shared():
-            declared = slots.suspend()
-            if declared is None:
-                continue
-            owned, highest = declared
-            session = self._host.next_session()
-            state = (owned, highest, round(self._lease * 1000), "", "keep", self._host.run_id)
-            arguments = (self._host.worker, session, *state, LEARNING, 0, 1, 0, 0)
-            self._evaluate("attach", [(keys, arguments)])
+        shared = [(keys, slots) for keys, slots in self._host.shared() if slots.is_attached]
+        if not (self._undeclared or any(slots.withholds for _, slots in shared)):
+            return
+        self._undeclared = True
+        session = self._host.next_session()
+        calls = [
+            (keys, (self._host.worker, session, *slots.suspend(self._run_id)))
+            for keys, slots in shared
+        ]
+        self._evaluate("attach", calls)
+        self._undeclared = False

@@ -84,6 +84,7 @@ class SharedSlots:
         self._head = 0  # seq of the first in line, as last told
         self._highest = 0
         self._peak = 0
+        self._declared = 0  # slots owned when it was last declared
         self._slowest = 0.0  # about the longest that a slot was held of late
         self._share = 0
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -116,7 +117,7 @@ class SharedSlots:
     def join(self) -> Ticket:
         if self._away is OnStorageError.CLOSED:
             raise Rejected("storage_unavailable", retry_after=1.0)
-        if len(self._tickets) >= self.queue_size:
+        if self._is_full:
             raise Rejected("queue_full", retry_after=1.0)
         self._number += 1
         ticket = Ticket(self._number, self._loop.create_future())
@@ -140,6 +141,15 @@ class SharedSlots:
     @property
     def _unlimited(self) -> bool:
         return self.capacity is None or self._away is OnStorageError.OPEN
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether more wait here than may, even if they get every slot that they may still get.
+
+        How many wait in the whole scope only the store knows.
+        """
+        most = self.owned if self._away is not None else self.capacity or 0
+        return len(self._tickets) >= self.queue_size + max(0, most - self.active)
 
     def _free(self) -> None:
         """A slot that was in use is free: hand it on, give it back, or keep it for a while."""
@@ -282,7 +292,7 @@ class SharedSlots:
         if not isinstance(reply, list) or reply[0] == -1:
             self._link.reset(f"sync was answered {reply!r}")
             return
-        base, accepted, self._head, length, learning, *granted = reply
+        base, accepted, self._head, wanted, learning, *granted = reply
         for place, number in enumerate(new, 1):
             ticket = self._tickets.get(number)
             if ticket is None:
@@ -292,7 +302,7 @@ class SharedSlots:
             else:
                 self._refuse(ticket, "queue_full")
         self._highest = max(self._highest, base + accepted)
-        self._contended = length > 0
+        self._contended = wanted > 0
         if self._contended:
             self._recall()
         self._learn(learning)
@@ -308,15 +318,24 @@ class SharedSlots:
         self._granted(numbers)
 
     def told(self, message: bytes) -> None:
-        """What was said to all workers: `R` (others wait) or `C capacity`."""
+        """What was said to all workers: `R` (every free slot is wanted), `C capacity`, or
+        `P worker` (it is new)."""
         if message == b"R":
             self._recall()
             return
+        if message.startswith(b"P "):
+            self._meet(message[2:].decode())
+            return
+        self._head = 0  # it may be less now: ask before anything is handed over
         capacity = int(message[2:]) if message[2:] else None
         if capacity is not None and self.capacity is not None:
             self.capacity = capacity
         elif capacity != self.capacity:
             self._link.reset(f"the capacity went from {self.capacity} to {capacity}")
+
+    def _meet(self, worker: str) -> None:
+        if self.peers and worker not in self.peers:
+            self.peers = (*self.peers, worker)
 
     def declaration(self, run_id: str, now: float) -> list[int | str]:
         """This worker's absolute state: the arguments of `attach` after worker and session."""
@@ -329,16 +348,19 @@ class SharedSlots:
             self._suspended = False
             self._away = None
             self._returned = 0
-            owned = self.owned
+            self._declared = self.owned
         self._in_flight = 0
         self._cancelled.clear()
         self._unsent = {n: t for n, t in self._tickets.items() if not t.seq}
+        placed = [t for t in self._tickets.values() if t.seq and not t.granted.done()]
+        return self._state(self._declared, run_id, placed)
+
+    def _state(self, owned: int, run_id: str, placed: Sequence[Ticket]) -> list[int | str]:
         known = "" if self.capacity is None else self.capacity
         state: list[int | str] = [owned, self._highest, round(self.lease * 1000), known]
         state += ["keep" if self._seen_store or self.configured is None else "set", run_id]
-        state += [LEARNING, int(self._was_away), int(self._seen_store)]
-        state += [len(self.peers), *self.peers]
-        placed = [t for t in self._tickets.values() if t.seq and not t.granted.done()]
+        peers = self.peers  # the lease's thread may replace them
+        state += [LEARNING, int(self._was_away), int(bool(peers)), len(peers), *peers]
         state.append(len(placed))
         for ticket in placed:
             state += [ticket.seq, ticket.number]
@@ -348,14 +370,18 @@ class SharedSlots:
         """The store has taken over what was declared. Raises ValueError for any other reply."""
         if not isinstance(reply, list) or len(reply) != 4:
             raise ValueError(f"attach was answered {reply!r}")
-        capacity, learning, self._head, length = reply
+        capacity, learning, self._head, wanted = reply
+        was_unlimited = self._unlimited
         self.capacity = None if capacity < 0 else capacity
         self._lease_until = lease_until
         self._attached = self._seen_store = True
         self._was_away = False
-        self._contended = length > 0
+        self._contended = wanted > 0
         if self._unlimited:
             self._use_idle()
+            return
+        if was_unlimited and self.owned != self._declared:
+            self._link.reset("slots came and went without a limit while they were declared")
             return
         self._learn(learning)
         if self._contended:
@@ -375,6 +401,7 @@ class SharedSlots:
         self._was_away = True
         self._away = self.on_storage_error
         if self._away is OnStorageError.CLOSED:
+            self._lease_until = 0.0  # what is idle is not used either
             for ticket in list(self._tickets.values()):
                 self._refuse(ticket, "storage_unavailable")
             return
@@ -441,15 +468,25 @@ class SharedSlots:
     def is_attached(self) -> bool:
         return self._attached
 
-    def suspend(self) -> tuple[int, int] | None:
-        """Give up what is idle: the event loop hangs. Returns what to declare (owned, highest)."""
+    @property
+    def withholds(self) -> bool:
+        """Whether others wait for this worker, should its event loop hang: it has idle slots, or
+        may be granted some."""
+        if self._suspended or not self._attached or self.capacity is None:
+            return False
+        coming = self._tickets or self._cancelled or self._in_flight
+        return bool(coming) or self.owned > self.active
+
+    def suspend(self, run_id: str) -> list[int | str]:
+        """Give up what is idle and the places in line: the event loop hangs.
+
+        Returns what to declare, as `declaration` does. The tickets are declared again by the loop.
+        """
         with self._lock:
-            if self._suspended or not self._attached or self.owned <= self.active:
-                return None
             self._suspended = True
             self.owned = self.active
             self._returned = 0
-            return self.owned, self._highest
+            return self._state(self.owned, run_id, ())
 
     def renewed(self, lease_until: float) -> None:
         """A beat has reached the store."""

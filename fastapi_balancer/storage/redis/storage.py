@@ -67,6 +67,7 @@ class RedisStorage:
         self._dirty: dict[SharedSlots, None] = {}
         self._session_lock = threading.Lock()
         self._link: Link | None = None
+        self._link_session = 0
         self._ready = asyncio.Event()  # attached, or known to be away
         self._fatal: StorageError | None = None
         self._away_since: float | None = None
@@ -174,7 +175,9 @@ class RedisStorage:
             if batch is not None:
                 new, arguments = batch
                 keys = self._shared[slots]
-                command = ("EVALSHA", SHA["sync"], 3, *keys, self.worker, self.session, *arguments)
+                # Not self.session: what the lease's thread declared makes this batch void.
+                session = self._link_session
+                command = ("EVALSHA", SHA["sync"], 3, *keys, self.worker, session, *arguments)
                 yield command, partial(self._synced, self._link, slots, new)
 
     def _synced(self, link: Link | None, slots: SharedSlots, new: list[int], reply: object) -> None:
@@ -244,7 +247,7 @@ class RedisStorage:
         await link.open()
         self.run_id = await self._inspect(link)
         await asyncio.gather(*(link.ask("SCRIPT", "LOAD", text) for text in SOURCES.values()))
-        session = self.next_session()
+        session = self._link_session = self.next_session()
         self._subscribe(link, session)
         sent = monotonic()
         replies = await asyncio.gather(

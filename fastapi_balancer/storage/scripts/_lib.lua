@@ -2,7 +2,7 @@
 -- KEYS: 1 = m (hash: the state), 2 = q (zset: seq -> "worker:ticket", the line), 3 = h (zset: lease expiry -> worker)
 -- m: cap, used, seq, srv, contended, sweep; per worker o:<w> (slots owned), s:<w> (session);
 --    while learning: learn (until when, ms), known (slots declared so far), roll (1: those who must declare are known),
---    k:<w> (must declare yet), d:<w> (has declared)
+--    k:<w> (must declare yet; "attach": only by attaching), d:<w> (has declared)
 local m, q, h = KEYS[1], KEYS[2], KEYS[3]
 local prefix = string.sub(m, 1, -2)
 
@@ -37,12 +37,14 @@ local function begin_learning(until_ms)
   redis.call("HSET", m, "learn", until_ms, "known", 0)
 end
 
-local function must_declare(worker)
-  redis.call("HSET", m, "k:" .. worker, "1", "roll", "1")
+-- `how` is "any" (each of its steps shows that what the store believes of it is right) or "attach".
+local function must_declare(worker, how)
+  redis.call("HSET", m, "k:" .. worker, how, "roll", "1")
 end
 
--- A worker has said, in this time of learning, how many slots it owns.
-local function declare(worker, owned)
+-- A worker has said, in this time of learning, how many slots it owns: `how` is the step, "attach" or "any" other.
+local function declare(worker, owned, how)
+  if how == "any" and redis.call("HGET", m, "k:" .. worker) == "attach" then return end
   redis.call("HDEL", m, "k:" .. worker)
   if redis.call("HSETNX", m, "d:" .. worker, "1") == 1 then redis.call("HINCRBY", m, "known", owned) end
 end
@@ -115,9 +117,18 @@ local function pump_for_all()
   redis.call("HSET", m, "used", used, "contended", length > 0 and "1" or "0")
 end
 
+local function drop_tickets(worker)
+  local members = {}
+  for _, member in ipairs(redis.call("ZRANGE", q, 0, -1)) do
+    if string.sub(member, 1, #worker + 1) == worker .. ":" then members[#members + 1] = member end
+  end
+  for i = 1, #members, 1000 do redis.call("ZREM", q, unpack(members, i, math.min(i + 999, #members))) end
+end
+
 -- Takes back all that a worker owned and waited for. Returns how many slots that were.
 local function take_back(worker)
   local owned = tonumber(redis.call("HGET", m, "o:" .. worker) or "0")
+  drop_tickets(worker)
   redis.call("HDEL", m, "o:" .. worker, "s:" .. worker, "k:" .. worker)
   redis.call("ZREM", h, worker)
   if owned ~= 0 then redis.call("HINCRBY", m, "used", -owned) end

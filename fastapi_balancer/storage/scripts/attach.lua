@@ -3,7 +3,8 @@
 -- ARGV: worker, session, slots owned, highest seq seen, lease ms, capacity ("": not known), "set" or "keep" (a stored capacity),
 --   run id of the server, learning ms, "1" when it ran without the store since it last attached, "1" when it knows its peers,
 --   how many peers, peers..., how many tickets, then seq and ticket of each
--- Returns {capacity or -1 (not limited), ms of learning left, head of the line, length of the line}, or {-2}: the session is too old.
+-- Returns {capacity or -1 (not limited), ms of learning left, head of the line, 1 when every free slot is wanted back} (see sync.lua),
+--   or {-2}: the session is too old.
 local me, session = ARGV[1], ARGV[2]
 local own, highest, lease = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local capacity, keep, run_id = ARGV[6], ARGV[7] == "keep", ARGV[8]
@@ -12,11 +13,13 @@ local peers = tonumber(ARGV[12])
 local now = now_ms()
 
 local v = redis.call("HMGET", m, "srv", "cap", "s:" .. me, "learn")
-if v[1] ~= run_id then
+local lost = v[1] ~= run_id
+if lost then
   -- Another server process, or an empty one: what it says of slots is not to be believed, the workers are.
-  -- New tickets queue behind every ticket that some worker is still to declare.
+  -- New tickets queue behind every ticket that some worker is still to declare: numbers begin at the time in ms, which
+  -- grows faster than they do.
   redis.call("DEL", m, q, h)
-  redis.call("HSET", m, "srv", run_id, "used", 0, "seq", highest > 0 and highest + 1000000 or 0, "contended", "0")
+  redis.call("HSET", m, "srv", run_id, "used", 0, "seq", math.max(now, highest + 1000000), "contended", "0")
   begin_learning(now + learning_time)
   if v[2] then redis.call("HSET", m, "cap", v[2]) end
   v = {run_id, v[2], false, now + learning_time}
@@ -24,34 +27,32 @@ if v[1] ~= run_id then
 end
 if v[3] and tonumber(v[3]) > tonumber(session) then return {-2} end
 
-if capacity ~= "" and not (keep and v[2]) then redis.call("HSET", m, "cap", capacity) end
+-- What this worker remembers of a store that has none is better than nothing; else it may have been lifted since.
+if capacity ~= "" and (not keep or lost and not v[2]) then redis.call("HSET", m, "cap", capacity) end
 
 local learning = v[4] and tonumber(v[4]) > now
-if learning and knows_peers and not redis.call("HGET", m, "roll") then
+if learning and knows_peers then
   redis.call("HSET", m, "roll", "1")
   for i = 1, peers do
     local peer = ARGV[12 + i]
-    if redis.call("HEXISTS", m, "d:" .. peer) == 0 then must_declare(peer) end
+    if redis.call("HEXISTS", m, "d:" .. peer) == 0 then must_declare(peer, "any") end
   end
 elseif was_away and not learning then
   begin_learning(now + learning_time)
   redis.call("HSET", m, "roll", "1")
-  for _, peer in ipairs(redis.call("ZRANGE", h, 0, -1)) do must_declare(peer) end
+  for _, peer in ipairs(redis.call("ZRANGE", h, 0, -1)) do must_declare(peer, "any") end
 end
-if redis.call("HGET", m, "learn") then declare(me, own) end
+if redis.call("HGET", m, "learn") then declare(me, own, "attach") end
 
 local believed = tonumber(redis.call("HGET", m, "o:" .. me) or "0")
+if not v[3] then tell_all("P " .. me) end
 redis.call("HSET", m, "s:" .. me, session, "o:" .. me, own)
 redis.call("HINCRBY", m, "used", own - believed)
 redis.call("ZADD", h, now + lease, me)
 if highest > tonumber(redis.call("HGET", m, "seq")) then redis.call("HSET", m, "seq", highest) end
 
 -- Its tickets of before may have been given up meanwhile: what it declares now replaces them.
-local mine = {}
-for _, member in ipairs(redis.call("ZRANGE", q, 0, -1)) do
-  if string.sub(member, 1, #me + 1) == me .. ":" then mine[#mine + 1] = member end
-end
-for i = 1, #mine, 1000 do redis.call("ZREM", q, unpack(mine, i, math.min(i + 999, #mine))) end
+drop_tickets(me)
 local first = 13 + peers
 for i = 1, tonumber(ARGV[first]) do
   redis.call("ZADD", q, ARGV[first + 2 * i - 1], me .. ":" .. ARGV[first + 2 * i])
@@ -61,4 +62,5 @@ local length = redis.call("ZCARD", q)
 if length > 0 then tell_all("R") end
 local cap = tonumber(redis.call("HGET", m, "cap") or "-1")
 local _, left = limit_now(cap)
-return {cap, left, tonumber(head_of_line()), length}
+local over = cap >= 0 and tonumber(redis.call("HGET", m, "used")) > cap
+return {cap, left, over and 0 or tonumber(head_of_line()), (over or length > 0) and 1 or 0}

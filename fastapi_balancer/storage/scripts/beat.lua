@@ -9,7 +9,7 @@ if redis.call("HGET", m, "s:" .. me) ~= session then return {-1} end
 local now = now_ms()
 redis.call("ZADD", h, now + lease, me)
 local learning = redis.call("HGET", m, "learn")
-if learning then declare(me, tonumber(redis.call("HGET", m, "o:" .. me))) end
+if learning then declare(me, tonumber(redis.call("HGET", m, "o:" .. me)), "any") end
 
 local function is_dead(worker, expiry)
   if expiry <= now then return true end
@@ -21,7 +21,10 @@ end
 
 local taken = 0
 local swept = tonumber(redis.call("HGET", m, "sweep") or "0")
-if learning or now - swept >= pause or now < swept then
+if learning then
+  -- The store was away, maybe for longer than a lease: who has not come back yet need not be dead.
+  pump_for_all()
+elseif now - swept >= pause or now < swept then
   local leases = redis.call("ZRANGE", h, 0, -1, "WITHSCORES")
   local used = 0
   for i = 1, #leases, 2 do

@@ -11,9 +11,11 @@ else
     -- Until now nobody counted: nothing is granted before every worker has declared what it runs.
     begin_learning(now_ms() + tonumber(ARGV[2]))
     redis.call("HSET", m, "roll", "1")
-    for _, worker in ipairs(redis.call("ZRANGE", h, 0, -1)) do must_declare(worker) end
+    for _, worker in ipairs(redis.call("ZRANGE", h, 0, -1)) do must_declare(worker, "attach") end
   end
 end
 tell_all("C " .. ARGV[1])
 if ARGV[1] ~= "" then pump_for_all() end
-return tonumber(redis.call("HGET", m, "used") or "0")
+local used = tonumber(redis.call("HGET", m, "used") or "0")
+if ARGV[1] ~= "" and used > tonumber(ARGV[1]) then tell_all("R") end
+return used

@@ -1,7 +1,8 @@
 -- Tell the store all that came up on one worker since its last call, and learn what it got.
 -- KEYS: see _lib.lua
 -- ARGV: worker, session, slots returned, queue_size, how many new tickets, how many cancelled, new tickets..., cancelled...
--- Returns {seq before the first new ticket, tickets accepted, head of the line, length of the line, ms of learning left, granted tickets...}
+-- Returns {seq before the first new ticket, tickets accepted, head of the line, 1 when every free slot is wanted back (others wait,
+--   or more are owned than there are by now), ms of learning left, granted tickets...}
 --   or {-1}: the session is not this worker's newest, it has to attach.
 local me, session = ARGV[1], ARGV[2]
 local returned, queue_size = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -20,7 +21,7 @@ end
 
 local limit, learning = cap, 0
 if v[7] then
-  declare(me, own + returned)
+  declare(me, own + returned, "any")
   redis.call("HSET", m, "o:" .. me, own)
   limit, learning = limit_now(cap)
 end
@@ -54,4 +55,8 @@ end
 local contended = length > 0 and "1" or "0"
 if contended == "1" and v[6] ~= "1" then tell_all("R") end
 redis.call("HSET", m, "o:" .. me, own, "used", used, "seq", seq, "contended", contended)
-return {base, accepted, length > 0 and tonumber(head_of_line()) or 0, length, learning, unpack(mine)}
+local over = used > cap  -- it was lowered: then nothing is handed over at the head of the line either
+local head = (length > 0 and not over) and tonumber(head_of_line()) or 0
+local reply = {base, accepted, head, (length > 0 or over) and 1 or 0, learning}
+for i, ticket in ipairs(mine) do reply[5 + i] = ticket end  -- unpack() takes some 8000 at most
+return reply
