@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_balancer.admin import AdminRoutes, BasicAuth, Readiness
 from fastapi_balancer.admission import Admission
@@ -48,7 +48,8 @@ class Balancer:
         self.config = load_config(config, **keywords)
         self._app: ASGIApp | None = None
         self._parts: _Parts | None = None
-        self._starting = asyncio.Lock()
+        self._starting_late: asyncio.Task[None] | None = None
+        self._has_warned = False
 
     def wrap(self, app: App) -> App:
         """Limit the app's endpoints. Returns the app itself; it needs no change of its routes.
@@ -82,32 +83,58 @@ class Balancer:
 
     async def start(self, middleware: BalancerMiddleware, scope: Scope) -> None:
         """Start with the lifespan: open the store, find the capacities, begin to serve."""
-        async with self._starting:
-            self._parts = _Parts(self.config, self._name(), middleware, scope)
-            await self._parts.start(probe=self.config.probe_on_startup)
-            self._parts.keeps_running = True
+        if self._parts is not None and self._parts.loop is asyncio.get_running_loop():
+            await self._parts.stop()
+        parts = self._make_parts(middleware, scope)
+        await self._started(parts, probe=self.config.probe_on_startup)
+        parts.keeps_running = True
 
     async def start_late(self, middleware: BalancerMiddleware, scope: Scope) -> None:
         """Start with a request: the app is mounted in another, or its server has no lifespan.
 
-        Nothing is measured then, for the request would have to wait for it.
+        Nothing is measured then, for the request would have to wait for it. After a `stop` nothing
+        is started again in the same event loop: what still comes is refused.
         """
-        async with self._starting:
-            loop = asyncio.get_running_loop()
-            if self._parts is not None and self._parts.loop is loop:
-                return
+        loop = asyncio.get_running_loop()
+        if self._parts is None or self._parts.loop is not loop:
+            self._warn_of_no_lifespan()
+            parts = self._make_parts(middleware, scope)
+            self._starting_late = loop.create_task(self._started(parts, probe=False))
+        if self._starting_late is not None:
+            starting = self._starting_late
+            await asyncio.shield(starting)  # many wait for it: none of them may cancel it
+            if self._starting_late is starting:
+                self._starting_late = None
+
+    async def stop(self) -> None:
+        """Send waiting requests away, give all slots back, close the store. Idempotent."""
+        if self._parts is not None:
+            await self._parts.stop()
+
+    def _make_parts(self, middleware: BalancerMiddleware, scope: Scope) -> _Parts:
+        if self._parts is not None:
+            self._parts.let_go()
+        self._starting_late = None
+        self._parts = _Parts(self.config, self._name(), middleware, scope)
+        return self._parts
+
+    async def _started(self, parts: _Parts, *, probe: bool) -> None:
+        """Start, or leave nothing behind: a half-started balancer would limit nothing."""
+        try:
+            await parts.start(probe=probe)
+        except BaseException:
+            if self._parts is parts:
+                self._parts = None
+            await parts.stop()
+            raise
+
+    def _warn_of_no_lifespan(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             logger.warning(
                 "no lifespan has reached the balancer (is the app mounted in another one?): "
                 "nothing is measured; set a capacity for each endpoint, or wrap the outermost app"
             )
-            self._parts = _Parts(self.config, self._name(), middleware, scope)
-            await self._parts.start(probe=False)
-
-    async def stop(self) -> None:
-        """Send waiting requests away, give all slots back, close the store. Idempotent."""
-        parts, self._parts = self._parts, None
-        if parts is not None:
-            await parts.stop()
 
     def _name(self) -> str:
         return self.config.name or str(getattr(self._app, "title", "") or "default")
@@ -124,6 +151,7 @@ class _Parts:
         self._config = config
         self._name = name
         self._middleware = middleware
+        self._app = _routed(middleware.app, scope.get("app"))
         self._state: Mapping[str, Any] = scope.get("state") or {}
         self._root_path: str = scope.get("root_path", "")
         self._serving = False
@@ -133,18 +161,17 @@ class _Parts:
         self._probing: asyncio.Task[ProbeResult | None] | None = None
         self._results: dict[str, ProbeResult] = {}
         self._limiters: dict[str, Limiter] = {}
-        self._signals = EndingSignals(lambda: self.loop.call_soon_threadsafe(self.drain))
+        self._signals = EndingSignals(self._drain_soon)
         self._health = HealthChecker(
-            middleware.app,
+            self._app,
             config.health_endpoint,
             config.health_check_interval,
             state=self._state,
-            scope={"app": scope["app"]} if "app" in scope else None,
         )
 
     async def start(self, *, probe: bool) -> None:
         self._signals.install()
-        self._storage = storage = await self._open_storage()
+        storage = await self._open_storage()
         collector = Collector(storage.worker, name=self._name, version=version("fastapi-balancer"))
         self._snapshots = Snapshots(
             storage, collector, self._gauges, timeout=self._config.storage.timeout
@@ -163,6 +190,8 @@ class _Parts:
         self._serving = True
 
     async def stop(self) -> None:
+        """Stop in reverse, however far the start has come. Idempotent."""
+        self.keeps_running = False
         self.drain()
         self._signals.restore()
         await self._health.stop()
@@ -172,6 +201,14 @@ class _Parts:
             await self._storage.close()
         if self._server is not None:
             await self._server.close()
+
+    def let_go(self) -> None:
+        """Leave what is shared with other event loops; this one may be closed already."""
+        self._signals.restore()
+
+    def _drain_soon(self) -> None:
+        if not self.loop.is_closed():  # a loop that was given up without a stop
+            self.loop.call_soon_threadsafe(self.drain)
 
     def drain(self) -> None:
         """Send all waiting requests away and begin no new ones. What runs goes on."""
@@ -201,6 +238,7 @@ class _Parts:
                 kind=settings.type,
                 revive=self._server.ensure if self._server is not None else None,
             )
+        self._storage = storage
         await storage.open()
         return storage
 
@@ -249,7 +287,7 @@ class _Parts:
 
     async def _find_capacities(self, storage: Storage, probe: bool) -> None:
         prober = Prober(
-            self._middleware.app,
+            self._app,
             storage,
             probe=self._config.probe,
             error_threshold=self._config.error_threshold,
@@ -263,7 +301,7 @@ class _Parts:
                 continue
             if probe and not self._draining:
                 await self._probe(prober, path, settings)
-            await self._apply(storage, path)
+            await self._apply(storage, prober, path)
 
     async def _probe(self, prober: Prober, path: str, settings: EndpointProbeConfig) -> None:
         self._probing = asyncio.create_task(
@@ -276,18 +314,23 @@ class _Parts:
         if not probing.cancelled() and (result := probing.result()) is not None:
             self._results[path] = result
 
-    async def _apply(self, storage: Storage, path: str) -> None:
+    async def _apply(self, storage: Storage, prober: Prober, path: str) -> None:
         """Enforce what was measured now, else what was stored, else `default_capacity`."""
-        result = self._results.get(path)
-        slots = storage.slots(path)
-        if result is not None and result.capacity is not None:
-            await storage.set_capacity(path, result.capacity)
-        elif slots.capacity is None and self._config.default_capacity is not None:
-            await storage.set_capacity(path, self._config.default_capacity)
-        if slots.capacity is None:
+        try:
+            if path not in self._results and (stored := await prober.stored(path)) is not None:
+                self._results[path] = stored
+            result = self._results.get(path)
+            capacity = None if result is None else result.capacity
+            if capacity is None:
+                capacity = self._config.default_capacity
+            if capacity is not None:
+                await storage.set_capacity(path, capacity)
+        except StorageError as exc:
+            logger.warning("%s: its capacity could not be agreed on: %s", path, exc)
+        if storage.slots(path).capacity is None:
             logger.warning("%s: no capacity is known: it is not limited", path)
         else:
-            logger.info("%s: capacity %d", path, slots.capacity)
+            logger.info("%s: capacity %d", path, storage.slots(path).capacity)
 
     # ------------------------------------------------------------------ how things are
 
@@ -324,6 +367,17 @@ class _Parts:
             queue_size=config.queue_size,
             probe=None if result is None else _summary(result),
         )
+
+
+def _routed(app: ASGIApp, outermost: object) -> ASGIApp:
+    """The app as requests reach it: handlers ask for `request.app`, which is set further out."""
+    if outermost is None:
+        return app
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "app": outermost}, receive, send)
+
+    return call
 
 
 def _summary(result: ProbeResult) -> dict[str, Any]:

@@ -162,6 +162,11 @@ class Lifespan:
         assert self._task is not None
         await self._task
 
+    def cancel(self) -> None:
+        """Cancel the app's task, as a server does whose event loop ends."""
+        assert self._task is not None
+        self._task.cancel()
+
     async def __aenter__(self) -> Self:
         answer = await self.startup()
         assert answer["type"] == "lifespan.startup.complete", answer

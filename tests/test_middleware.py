@@ -163,8 +163,8 @@ async def test_a_mounted_app_watches_its_own_paths() -> None:
     outer = Starlette(routes=[Mount("/a", Starlette(routes=[Mount("/b", middleware)]))])
     assert (await Exchange(outer, "/a/b/x").end()).body == b"/x"
     assert (await Exchange(outer, "/a/b/y").end()).body == b"unwatched"
-    root = {"root_path": "/api"}
-    assert (await Exchange(outer, "/api/a/b/x", **root).end()).body == b"/x"
+    exchange = await Exchange(outer, "/api/a/b/x", root_path="/api").end()
+    assert exchange.body == b"/x"
 
 
 @virtual
