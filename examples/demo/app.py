@@ -54,7 +54,8 @@ async def hash_() -> str:
 
 @app.get("/health")
 async def health() -> str:
-    return "ok"
+    """Say which run of the demo this is."""
+    return os.environ.get("DEMO_RUN", "")
 
 
 if os.environ.get("DEMO_BALANCER", "on") == "on":  # off: to see what happens without it

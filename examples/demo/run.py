@@ -16,7 +16,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from database import PLACES, QUERY
@@ -27,7 +26,6 @@ RATE = 2.5 * PLACES / QUERY  # requests per second: two and a half times what th
 OVERLOAD = 8.0  # seconds
 IN_TIME = 1.0  # an answer that takes longer is of no use to anybody
 START = 90.0  # seconds that a start may take, the measuring included
-USUAL_PORT = 8000
 
 
 class Failed(Exception):
@@ -123,10 +121,12 @@ class Service:
         while time.monotonic() < end:
             self.check()
             try:
-                with urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
-                    time.sleep(1)  # the other workers begin at the same time
-                    return
-            except (URLError, OSError):
+                with urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2) as answer:
+                    if json.load(answer) == str(os.getpid()):
+                        time.sleep(1)  # the other workers begin at the same time
+                        return
+                    raise Failed(f"Another service answers on port {self.port}.")
+            except OSError:
                 time.sleep(0.2)
         raise Failed(f"The service did not answer within {START:.0f} s.")
 
@@ -207,23 +207,22 @@ def gain(without: Outcome, balanced: Outcome) -> str:
     return f"With the balancer the same service gave {times:.1f} times as many answers in time."
 
 
-def free_port(wanted: int | None) -> int:
-    """Return the wanted port, else the usual one or any that is free. Raises `Failed`."""
-    for port in [wanted] if wanted else [USUAL_PORT, 0]:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            found: int = probe.getsockname()[1]
-            return found
-    raise Failed(f"Port {wanted} is taken (or not yours to take): choose another with --port.")
+def free_port(wanted: int = 0) -> int:
+    """Return the wanted port, or any that is free. Raises `Failed`."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            reason = error.strerror.lower()
+            raise Failed(f"Port {wanted}: {reason}. Choose another with --port.") from None
+        port: int = probe.getsockname()[1]
+        return port
 
 
-def demo(port: int | None, seconds: float | None) -> None:
+def demo(port: int, seconds: float | None) -> None:
     """Start, measure, overload twice, show, and go on serving."""
-    begin, url = time.monotonic(), f"http://127.0.0.1:{(port := free_port(port))}"
+    begin, url = time.monotonic(), f"http://127.0.0.1:{port}"
     print(f"Starting a service with {WORKERS} workers; the balancer measures it first ...\n")
     with Service(port, balancer=True) as balanced:
         print(f"\n  service     {url}/query   (also /hash, /report, /stream)")
@@ -232,7 +231,7 @@ def demo(port: int | None, seconds: float | None) -> None:
         kind = f"{RATE:.0f} requests per second for {OVERLOAD:.0f} s to /query"
         print(f"Overload: {kind}; its database can do {PLACES / QUERY:.0f}.")
         print("  the same service without the balancer ...", flush=True)
-        with Service(free_port(None), balancer=False) as bare:
+        with Service(free_port(), balancer=False) as bare:
             before = overload(bare)
         print("  and with it ...\n", flush=True)
         after = overload(balanced)
@@ -257,11 +256,11 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, help="end so long after the start, but not before the comparison"
     )
-    parser.add_argument("--port", type=int, help=f"default: {USUAL_PORT}, or any that is free")
+    parser.add_argument("--port", type=int, default=0, help="default: any that is free")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        demo(arguments.port, arguments.seconds)
+        demo(free_port(arguments.port), arguments.seconds)
     except Failed as error:
         print(error, file=sys.stderr)
         return 1
