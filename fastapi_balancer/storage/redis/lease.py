@@ -37,6 +37,9 @@ class Host(Protocol):
     session: int
     tick: float  # monotonic time of the event loop's last sign of life
 
+    @property
+    def is_abandoned(self) -> bool: ...
+
     def shared(self) -> Iterable[tuple[tuple[str, str, str], SharedSlots]]: ...
     def next_session(self) -> int: ...
     def suspect(self, reason: str) -> None: ...
@@ -77,7 +80,7 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         failed = False
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not self._host.is_abandoned:
             try:
                 self._round()
                 failed = False

@@ -370,6 +370,8 @@ class SharedSlots:
         """The store has taken over what was declared. Raises ValueError for any other reply."""
         if not isinstance(reply, list) or len(reply) != 4:
             raise ValueError(f"attach was answered {reply!r}")
+        if self._away is not None:
+            raise ValueError("the store was given up before it answered")
         capacity, learning, self._head, wanted = reply
         was_unlimited = self._unlimited
         self.capacity = None if capacity < 0 else capacity

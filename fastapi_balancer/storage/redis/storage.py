@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -207,7 +208,13 @@ class RedisStorage:
             return self.session
 
     def suspect(self, reason: str) -> None:
-        self._loop.call_soon_threadsafe(self.reset, reason)
+        with contextlib.suppress(RuntimeError):  # the loop was closed in this moment
+            self._loop.call_soon_threadsafe(self.reset, reason)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the event loop was closed without `close`, as happens in tests of apps."""
+        return self._loop.is_closed()
 
     # ------------------------------------------------------------------ the connection
 
