@@ -74,6 +74,15 @@ def _path(path: str) -> str:
     return path
 
 
+def _target(target: str) -> str:
+    """Check the path, with or without a query, that a request is sent to."""
+    path, _, query = target.partition("?")
+    if re.search(r"[#\x00-\x1f\x7f]", query):
+        raise wrong("a query holds no # and no control characters")
+    _path(path)
+    return target
+
+
 def _mount_path(path: str) -> str:
     """Drop trailing slashes: a mount answers with and without."""
     if not path.strip("/"):
@@ -203,6 +212,11 @@ LiteralPath = Annotated[
     str,
     AfterValidator(_path),
     WithJsonSchema({"type": "string", "format": "path", "pattern": _PATH_PATTERN}),
+]
+RequestTarget = Annotated[
+    str,
+    AfterValidator(_target),
+    WithJsonSchema({"type": "string", "format": "target", "pattern": "^/"}),
 ]
 MountPath = Annotated[LiteralPath, AfterValidator(_mount_path)]
 EndpointPath = Annotated[

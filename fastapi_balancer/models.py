@@ -29,6 +29,7 @@ from fastapi_balancer.fields import (
     Methods,
     MountPath,
     QueueSize,
+    RequestTarget,
     Seconds,
     Secret,
     Timeout,
@@ -183,6 +184,8 @@ class EndpointProbeConfig(Section):
         default_factory=dict, repr=False
     )
     """Headers of the probe's requests."""
+    probe_path: RequestTarget | None = None
+    """Where the probe's requests go, for an endpoint with parameters: `/items/1?full=1`."""
     body: Any = Field(default=None, repr=False)
     """Body of the probe's requests: text is sent as it is, anything else as JSON."""
 

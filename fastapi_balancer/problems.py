@@ -20,6 +20,7 @@ _KINDS = {"boolean": "true or false", "string": "text", "null": "nothing"}
 _FORMATS = {
     "path": "a path such as /predict",
     "endpoint": "a path such as /predict or /items/{id}",
+    "target": "a path such as /items/1 or /items/1?full=1",
     "http-method": "an HTTP method such as GET",
     "uri": "an address such as redis://localhost:6379",
 }

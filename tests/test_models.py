@@ -213,3 +213,14 @@ def test_secrets_are_equal_wherever_they_came_from() -> None:
 )
 def test_templates_that_match_the_same_have_the_same_key(path: str, key: str) -> None:
     assert template_key(path) == key
+
+
+def test_a_probe_goes_to_a_real_path_which_may_have_a_query() -> None:
+    settings = EndpointProbeConfig(probe_path="/items/1?full=1&q=a b")
+    assert settings.probe_path == "/items/1?full=1&q=a b"
+
+
+@pytest.mark.parametrize("target", ["items/1", "/items/{id}", "/items/1?a#b", "/a b", "/a?b\n"])
+def test_a_probe_does_not_go_to_a_template_or_a_broken_path(target: str) -> None:
+    with pytest.raises(ConfigError, match="probe_path"):
+        EndpointProbeConfig(probe_path=target)

@@ -89,13 +89,12 @@ def explain_redirect(endpoint: str, request: ProbeRequest, location: str | None)
 
 
 def _concrete_path(endpoint: str, settings: EndpointProbeConfig) -> str:
-    sample: str | None = getattr(settings, "probe_path", None)
-    if sample is None and "{" in endpoint:
+    if settings.probe_path is None and "{" in endpoint:
         raise ProbeError(
             f"{endpoint} has parameters, and the probe needs a real path to send requests to. "
             "Set `probe_path:` of this endpoint (such as /items/1), or `capacity:`."
         )
-    return sample or endpoint
+    return settings.probe_path or endpoint
 
 
 def _encode(body: Any) -> tuple[bytes, str]:

@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import socket
 import time
-from pathlib import Path
+
+from fastapi_balancer.processes import started_at
 
 _IMPORTED_AT = time.time()
 
@@ -33,9 +34,5 @@ def _supervisor() -> int | None:
 
 
 def _started_at(pid: int) -> str:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # no /proc: what is known of this process, and nothing of another
-        return f"{_IMPORTED_AT:.3f}" if pid == os.getpid() else "unknown"
-    # proc_pid_stat(5): the name, in parentheses, may hold spaces; field 22 is the start time
-    return stat.rpartition(")")[2].split()[19]
+    """When a process started; without /proc, what is known of this one, and nothing of another."""
+    return started_at(pid) or (f"{_IMPORTED_AT:.3f}" if pid == os.getpid() else "unknown")

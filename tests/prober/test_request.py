@@ -75,12 +75,8 @@ def test_a_template_needs_a_concrete_path() -> None:
         build("/items/{id}")
 
 
-class WithPath(EndpointProbeConfig):
-    probe_path: str | None = None
-
-
 def test_a_concrete_path_for_the_probe_may_hold_a_query() -> None:
-    request = build_request("/items/{id}", WithPath(probe_path="/items/7?full=1&q=a b"))
+    request = build_request("/items/{id}", EndpointProbeConfig(probe_path="/items/7?full=1&q=a b"))
     assert (request.path, request.query_string) == ("/items/7", b"full=1&q=a%20b")
 
 

@@ -151,13 +151,18 @@ class SharedSlots:
         most = self.owned if self._away is not None else self.capacity or 0
         return len(self._tickets) >= self.queue_size + max(0, most - self.active)
 
+    @property
+    def _is_line_short(self) -> bool:
+        """Whether the line has no room for all who would wait a moment for idle slots of others."""
+        return self.queue_size < (self.capacity or 0)
+
     def _free(self) -> None:
         """A slot that was in use is free: hand it on, give it back, or keep it for a while."""
         if self._away is not None or self._unlimited:
             self._free_without_store()
         elif self._hand_over():
             pass
-        elif self._contended and self._attached:
+        elif (self._contended or self._is_line_short) and self._attached:
             with self._lock:
                 self.active -= 1
                 self.owned -= 1

@@ -365,16 +365,22 @@ class RedisStorage:
             return
         assert isinstance(slots, SharedSlots)  # there is no third kind
         text = "" if capacity is None else capacity
-        await self._run("capacity", self._shared[slots], text, LEARNING)
-        await self._applied(slots, capacity)
+        try:
+            await self._run("capacity", self._shared[slots], text, LEARNING)
+        except StorageError:  # the news itself may end the connection before the reply is read
+            if not await self._applied(slots, capacity):
+                raise
+        else:
+            await self._applied(slots, capacity)
 
-    async def _applied(self, slots: SharedSlots, capacity: int | None) -> None:
+    async def _applied(self, slots: SharedSlots, capacity: int | None) -> bool:
         """Wait, for a bounded time, until this worker enforces the capacity, too."""
         end = self._loop.time() + 1.0
-        while self._loop.time() < end:
+        while self._loop.time() < end and self._away_since is None:
             if slots.capacity == capacity and not slots.learning and slots.is_attached:
-                return
+                return True
             await asyncio.sleep(0.005)
+        return False
 
     def status(self) -> StorageStatus:
         away = self._away_since
