@@ -266,6 +266,7 @@ class Worker:
         self.outbox: deque[tuple[str, list[int], list[Word]]] = deque()
         self.inbox: deque[tuple[str, list[int], Any]] = deque()
         self.waiting: list[Ticket] = []
+        self.leaving: list[Ticket] = []
         self.resets: list[str] = []
         self.hung = False
         self._torn = False
@@ -305,6 +306,16 @@ class Worker:
         """As a time-out does."""
         self.waiting.remove(ticket)
         self.slots.leave(ticket)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """The task that waits is cancelled; it leaves the line when it runs (`leave_at_last`)."""
+        self.waiting.remove(ticket)
+        ticket.granted.cancel()
+        self.leaving.append(ticket)
+
+    def leave_at_last(self) -> None:
+        while self.leaving:
+            self.slots.leave(self.leaving.pop())
 
     # What the link does
 
@@ -433,9 +444,3 @@ class Worker:
         while self.send() or self.execute() or self.deliver():
             moved = True
         return moved
-
-
-def settle(*workers: Worker) -> None:
-    """Until nothing is on its way any more."""
-    while sum(worker.settle() for worker in workers):
-        pass

@@ -299,8 +299,8 @@ class RedisStorage:
             link.send("SUBSCRIBE", *self._channels)
 
     def _failed(self, exc: Exception) -> None:
-        if isinstance(exc, AuthenticationError) and self._away_count == 0:
-            self._fatal = StorageError(f"the store refuses the credentials of storage.url: {exc}")
+        if not self._ready.is_set() and _refuses_credentials(exc):
+            self._fatal = StorageError("the store refuses the credentials of storage.url")
         if self._fatal is not None:
             self._ready.set()
         logger.debug("cannot attach: %s: %s", type(exc).__name__, exc)
@@ -454,3 +454,10 @@ class RedisStorage:
         if self._link is None or self._away_since is not None:
             raise StorageError("the store is away")
         return await self._link.ask(*command)
+
+
+def _refuses_credentials(exc: BaseException | None) -> bool:
+    """Whether the server said so: redis-py wraps what it said into a ConnectionError."""
+    while exc is not None and not isinstance(exc, AuthenticationError):
+        exc = exc.__cause__
+    return exc is not None
