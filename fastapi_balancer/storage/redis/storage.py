@@ -86,18 +86,18 @@ class RedisStorage:
         self.session = int(time.time() * 1000)  # larger than any of a worker with this id before
         self._make_slots()
         self._tick()
-        self._keeper = LeaseKeeper(
-            self,
-            lambda: self._address.client(2 * self._timeout),
-            lease=self._lease,
-            revive=self._revive,
-        )
         self._arm_away()
         self._task = self._loop.create_task(self._keep_attached())
         await self._ready.wait()
         if self._fatal is not None:
             await self.close()
             raise self._fatal
+        self._keeper = LeaseKeeper(
+            self,
+            lambda: self._address.client(2 * self._timeout),
+            lease=self._lease,
+            revive=self._revive,
+        )
         self._keeper.start()
         await self._learned()
 
