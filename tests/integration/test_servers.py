@@ -53,7 +53,7 @@ def awaited(test: Callable[[Service], Awaitable[None]]) -> Callable[[Service], N
     def run(service: Service) -> None:
         asyncio.run(_bounded(test(service)))
 
-    run.__name__, run.__doc__ = test.__name__, test.__doc__  # type: ignore[attr-defined]
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
 
 

@@ -1,6 +1,7 @@
 """An app that counts inside its handlers how many requests of each endpoint run at once.
 
-The environment says how it is limited: `CAPACITY`, `QUEUE_TIMEOUT`, `STORE` (memory if unset).
+The environment says how it is limited: `CAPACITY` (0: to be measured), `QUEUE_TIMEOUT`, and `STORE`
+(memory if unset). `outer` has it mounted at `/sub`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,17 @@ from fastapi.responses import StreamingResponse
 
 from fastapi_balancer import Balancer
 
-PATHS = ("/slow", "/thread", "/stream", "/later", "/echo", "/broken", "/talk", "/items/{n:int}")
+PATHS = (
+    "/slow",
+    "/timed",
+    "/thread",
+    "/stream",
+    "/later",
+    "/echo",
+    "/broken",
+    "/talk",
+    "/items/{n:int}",
+)
 
 running: Counter[str] = Counter()
 most: Counter[str] = Counter()
@@ -51,6 +62,14 @@ async def slow(request: Request, seconds: float = 0.1) -> str:
     with counted("/slow"):
         await asyncio.sleep(seconds)
         return str(request.state.model)
+
+
+@app.get("/timed")
+async def timed(seconds: float = 0.05) -> tuple[float, float]:
+    """When it began and ended, on the clock of all processes of this host."""
+    begin = time.monotonic()
+    await asyncio.sleep(seconds)
+    return begin, time.monotonic()
 
 
 @app.get("/items/{n}")
@@ -116,7 +135,7 @@ async def counts() -> dict[str, dict[str, int]]:
 
 def _settings() -> dict[str, Any]:
     url = os.environ.get("STORE")
-    capacity = int(os.environ.get("CAPACITY", "2"))
+    capacity = int(os.environ.get("CAPACITY", "2")) or None
     return {
         "storage": {"type": "redis", "url": url} if url else {},
         "name": os.environ.get("NAME", "limited"),
@@ -126,3 +145,5 @@ def _settings() -> dict[str, Any]:
 
 
 Balancer(**_settings()).wrap(app)
+outer = FastAPI()
+outer.mount("/sub", app)
