@@ -117,6 +117,8 @@ class LeaseKeeper:
                 self._client.script_load(text)
         self._help_hung_loop()
         self._beat()
+        if self._revive is not None and not all(s.is_attached for _, s in self._host.shared()):
+            self._client.ping()  # there is nothing to beat, but somebody must see the server's end
 
     # ------------------------------------------------------------------ beats
 
