@@ -306,7 +306,7 @@ class Figures:
             "seconds": round(seconds, 1),
             "commit": commit(),
             "machine": f"{os.cpu_count()} CPUs, {platform.platform()}",
-            "peers": {peer.name: json.loads(peer.versions()) for peer in peers},
+            "peers": {peer.name: peer.versions() for peer in peers},
             "figures": [
                 {"what": each.what, "must": each.must, "unit": each.unit, "met": each.met(),
                  "values": each.values}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,18 +12,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLD = "fastapi-balancer 0.2.1"
 NEW = "this checkout"
-OLD_PACKAGES = ("fastapi-balancer==0.2.1", "uvicorn[standard]", "hiredis")
+OLD_PACKAGES = ("fastapi-balancer==0.2.1", "uvicorn[standard]")
 VERSIONS = """
 import json
-from importlib.metadata import PackageNotFoundError, version
-from fastapi_balancer import Balancer  # also tells at once when it cannot be imported
-def of(name):
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+from importlib.metadata import version
+import fastapi_balancer
 names = ("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "redis", "hiredis")
-print(json.dumps({name: of(name) for name in names}))
+print(json.dumps({name: version(name) for name in names}))
 """
 
 
@@ -38,10 +34,12 @@ class Peer:
         """The environment variables of its processes."""
         return {**os.environ, **self.env}
 
-    def versions(self) -> str:
-        """Versions of what it runs on, as JSON: a ratio between two frameworks means nothing."""
+    def versions(self) -> dict[str, str]:
+        """Versions of what it runs on. Raises `CalledProcessError` when it cannot be imported."""
         command = [self.python, "-P", "-c", VERSIONS]
-        return subprocess.check_output(command, env=self.environment(), text=True).strip()
+        output = subprocess.check_output(command, env=self.environment(), text=True)
+        versions: dict[str, str] = json.loads(output)
+        return versions
 
 
 def checkout(python: str | None = None) -> Peer:
@@ -51,15 +49,19 @@ def checkout(python: str | None = None) -> Peer:
     return Peer(NEW, sys.executable, {"PYTHONPATH": str(ROOT)})
 
 
-def released() -> Peer:
-    """Return the release before this project, and make its environment when there is none yet."""
+def released(versions: dict[str, str]) -> Peer:
+    """Return the release before this project, on the same versions of what both run on.
+
+    Its environment is made when there is none yet, or one with other versions.
+    """
     home = ROOT / ".venvs" / "old"
     python = home / "bin" / "python"
+    packages = [*OLD_PACKAGES, *(f"{name}=={version}" for name, version in versions.items())]
     ready = home / "ready"  # written last: an interrupted installation starts anew
-    if not ready.exists():
-        print(f"Installing {' '.join(OLD_PACKAGES)} into {home.relative_to(ROOT)} (once) ...")
+    if not ready.exists() or ready.read_text() != "\n".join(packages):
+        print(f"Installing {OLD} into {home.relative_to(ROOT)} (once) ...", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", *OLD_PACKAGES]
-        subprocess.run(pip, check=True, stderr=subprocess.DEVNULL)
-        ready.touch()
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *packages], check=True)
+        ready.write_text("\n".join(packages))
     return Peer(OLD, str(python))

@@ -25,10 +25,10 @@ def main() -> int:
     """Run what was asked for. The exit code says whether every must is met."""
     arguments = parse()
     peers = [checkout(arguments.python)]
+    versions = peers[0].versions()
+    print("on", ", ".join(f"{name} {version}" for name, version in versions.items()))
     if not arguments.alone:
-        peers.append(released())
-    for peer in peers:
-        print(f"{peer.name}: {peer.versions()}")
+        peers.append(released(versions))
     results = [measure(name, peers, arguments.quick) for name in arguments.names or BENCHMARKS]
     return 0 if all(results) else 1
 
