@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http
 import json
 import math
@@ -18,6 +19,7 @@ from fastapi_balancer.limiter import Limiter
 from fastapi_balancer.stats import EndpointStats
 
 STATUS = {"queue_timeout": 504, "body_timeout": 408}  # any other reason: 503
+CLIENT_LEFT = 499  # nginx's word for it; never seen by a client
 TRY_AGAIN_LATER = 1013  # RFC 6455 has no such code; IANA's registry of close codes does
 
 DETAIL = {
@@ -119,7 +121,7 @@ class Admission:
                 raise ClientLeft
             granted = True
         except ClientLeft:
-            self.stats.left()
+            await self._bury(scope, send)
         except Rejected as exc:
             await self._refuse(scope, send, exc)
         finally:
@@ -135,10 +137,22 @@ class Admission:
             async with asyncio.timeout(self._body_timeout):
                 if await inbox.read_body():
                     return True
-            self.stats.left()
+            await self._bury(scope, send)
         except TimeoutError:
             await self._refuse(scope, send, Rejected("body_timeout", 1.0))
         return False
+
+    async def _bury(self, scope: Scope, send: Send) -> None:
+        """End a request whose client has gone.
+
+        Nobody reads the answer, but the user's middleware around us may wait for one: starlette's
+        `BaseHTTPMiddleware` raises without, and metrics count a 500.
+        """
+        self.stats.left()
+        if scope["type"] == "http":
+            with contextlib.suppress(OSError):  # the server says so too (ASGI HTTP spec 2.4)
+                await send({"type": "http.response.start", "status": CLIENT_LEFT, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
 
     async def _refuse(self, scope: Scope, send: Send, rejected: Rejected) -> None:
         self.stats.refused(rejected.reason)

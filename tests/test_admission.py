@@ -9,10 +9,11 @@ from typing import Any, cast
 import pytest
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from fastapi_balancer.admission import Admission, refuse
@@ -324,7 +325,7 @@ async def test_a_client_that_goes_while_queued_leaves_at_once_and_is_never_run()
     await asyncio.sleep(1)
     exchange.disconnect()
     await settle()
-    assert (gate.slots.queued, exchange.is_over, exchange.sent) == (0, True, [])
+    assert (gate.slots.queued, exchange.is_over, exchange.status) == (0, True, 499)
     gate.limiter.release(1)
     await settle()
     assert gate.counts == {"served": 0, "errors": 0, "left": 1, "refused": {}}
@@ -353,7 +354,7 @@ async def test_a_client_that_goes_in_the_middle_of_its_body_never_queues() -> No
     assert (gate.slots.queued, gate.slots.active) == (0, 0)
     exchange.disconnect()
     await exchange.end()
-    assert (exchange.sent, gate.counts["left"]) == ([], 1)
+    assert (exchange.status, gate.counts["left"]) == (499, 1)
 
 
 @virtual
@@ -501,6 +502,60 @@ async def test_a_stream_of_a_request_that_queued_still_ends_with_its_client() ->
     exchange.disconnect()
     await exchange.end()
     assert (exchange.body, gate.slots.active) == (b"xxx", 0)
+
+
+@virtual
+@pytest.mark.parametrize("place", ["inside", "outside"])
+async def test_bodies_and_slots_survive_a_middleware_of_the_user(place: str) -> None:
+    """BaseHTTPMiddleware wraps `receive`, cancels it in between, and listens for the disconnect."""
+
+    async def stamp(request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        response.headers["stamp"] = "yes"
+        return response
+
+    def stamped(app: ASGIApp) -> ASGIApp:
+        return BaseHTTPMiddleware(app, dispatch=stamp)
+
+    app = route(echo, methods=["POST"])
+    gate = Gate(stamped(app) if place == "inside" else app)
+    gate.holder()
+    outermost = stamped(gate.run) if place == "outside" else gate.run
+    pieces = [b"%d," % n for n in range(50)]
+    exchange = await queued(gate, Exchange(outermost, method="POST", body=pieces))
+    gate.limiter.release(1)
+    await exchange.end()
+    assert (exchange.body, exchange.headers["stamp"]) == (b"".join(pieces), "yes")
+    assert (gate.slots.active, gate.slots.queued) == (0, 0)
+
+
+@virtual
+async def test_a_client_that_goes_is_seen_through_a_middleware_of_the_user() -> None:
+    async def call(request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        return response
+
+    gate = Gate(never)
+    gate.holder()
+    exchange = Exchange(BaseHTTPMiddleware(gate.run, dispatch=call))
+    await queued(gate, exchange)
+    exchange.disconnect()
+    await exchange.end()
+    assert (gate.slots.queued, gate.counts["left"], exchange.status) == (0, 1, 499)
+
+
+@virtual
+async def test_a_server_that_raises_for_a_client_that_has_gone_is_not_minded() -> None:
+    async def send(message: Message) -> None:
+        raise OSError("the client has gone")
+
+    gate = Gate(never)
+    gate.holder()
+    exchange = Exchange(lambda scope, receive, _: gate.run(scope, receive, send))
+    await queued(gate, exchange)
+    exchange.disconnect()
+    await exchange.end()
+    assert gate.counts["left"] == 1
 
 
 @virtual

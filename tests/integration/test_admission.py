@@ -91,7 +91,7 @@ def test_sigterm_empties_the_queues_of_all_workers_and_lets_the_rest_finish(
         since = time.monotonic()
         ending = asyncio.create_task(asyncio.to_thread(service.terminate, signal.SIGTERM))
         refused = await asyncio.gather(*waiting)
-        assert time.monotonic() - since < 0.2
+        assert time.monotonic() - since < 0.5  # uvicorn's parent passes it on to three workers
         for answer in refused:
             check_problem(answer, 503, "draining")
             assert answer.headers["connection"] == "close"
