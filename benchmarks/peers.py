@@ -61,7 +61,7 @@ def released(versions: dict[str, str]) -> Peer:
     if not ready.exists() or ready.read_text() != "\n".join(packages):
         print(f"Installing {OLD} into {home.relative_to(ROOT)} (once) ...", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         subprocess.run([*pip, *packages], check=True)
         ready.write_text("\n".join(packages))
     return Peer(OLD, str(python))
