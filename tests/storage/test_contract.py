@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 import pytest
 
@@ -121,6 +122,10 @@ def test_who_waits_gets_the_slot_that_becomes_free(open_storage: OpenStorage) ->
     asyncio.run(main())
 
 
+def _note(served: list[int], number: int, granted: object) -> None:
+    served.append(number)
+
+
 def test_slots_are_given_in_the_order_of_arrival(open_storage: OpenStorage) -> None:
     async def main() -> None:
         async with open_storage() as storage:
@@ -129,7 +134,7 @@ def test_slots_are_given_in_the_order_of_arrival(open_storage: OpenStorage) -> N
             served: list[int] = []
             tickets = [slots.join() for _ in range(10)]
             for number, ticket in enumerate(tickets):
-                ticket.granted.add_done_callback(lambda _, n=number: served.append(n))
+                ticket.granted.add_done_callback(partial(_note, served, number))
             for ticket in tickets:
                 slots.release()
                 await granted(ticket)
