@@ -162,7 +162,7 @@ class Store:
 
     def capacity(self) -> int | None:
         capacity = self.wire.call("HGET", self.keys[0], "cap")
-        return None if capacity is None else int(capacity)
+        return int(capacity) if capacity else None
 
     def learning(self) -> bool:
         return bool(self.wire.call("HEXISTS", self.keys[0], "learn"))

@@ -1,6 +1,6 @@
 -- What the steps on slots share; put before each of them.
 -- KEYS: 1 = m (hash: the state), 2 = q (zset: seq -> "worker:ticket", the line), 3 = h (zset: lease expiry -> worker)
--- m: cap, used, seq, srv, contended, sweep; per worker o:<w> (slots owned), s:<w> (session);
+-- m: cap ("": no limit; missing: nobody has said), used, seq, srv, contended, sweep; per worker o:<w> (slots owned), s:<w> (session);
 --    while learning: learn (until when, ms), known (slots declared so far), roll (1: those who must declare are known),
 --    k:<w> (must declare yet; "attach": only by attaching), d:<w> (has declared)
 local m, q, h = KEYS[1], KEYS[2], KEYS[3]
@@ -110,7 +110,7 @@ end
 -- Pumps for others, and notes whether anybody still waits.
 local function pump_for_all()
   local v = redis.call("HMGET", m, "used", "cap")
-  local used, cap = tonumber(v[1] or "0"), tonumber(v[2] or "0")
+  local used, cap = tonumber(v[1] or "0"), tonumber(v[2] or "") or 0
   local limit = limit_now(cap)
   local length
   used, length = pump("", used, limit, {})

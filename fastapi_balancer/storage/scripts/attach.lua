@@ -13,8 +13,7 @@ local peers = tonumber(ARGV[12])
 local now = now_ms()
 
 local v = redis.call("HMGET", m, "srv", "cap", "s:" .. me, "learn")
-local lost = v[1] ~= run_id
-if lost then
+if v[1] ~= run_id then
   -- Another server process, or an empty one: what it says of slots is not to be believed, the workers are.
   -- New tickets queue behind every ticket that some worker is still to declare: numbers begin at the time in ms, which
   -- grows faster than they do.
@@ -27,8 +26,11 @@ if lost then
 end
 if v[3] and tonumber(v[3]) > tonumber(session) then return {-2} end
 
--- What this worker remembers of a store that has none is better than nothing; else it may have been lifted since.
-if capacity ~= "" and (not keep or lost and not v[2]) then redis.call("HSET", m, "cap", capacity) end
+-- What this worker remembers is better than nothing, and the stored one is newer.
+if capacity ~= "" and capacity ~= v[2] and not (keep and v[2]) then
+  redis.call("HSET", m, "cap", capacity)
+  tell_all("C " .. capacity)
+end
 
 local learning = v[4] and tonumber(v[4]) > now
 if learning and knows_peers then
@@ -60,7 +62,7 @@ end
 pump_for_all()
 local length = redis.call("ZCARD", q)
 if length > 0 then tell_all("R") end
-local cap = tonumber(redis.call("HGET", m, "cap") or "-1")
+local cap = tonumber(redis.call("HGET", m, "cap") or "") or -1
 local _, left = limit_now(cap)
 local over = cap >= 0 and tonumber(redis.call("HGET", m, "used")) > cap
 return {cap, left, over and 0 or tonumber(head_of_line()), (over or length > 0) and 1 or 0}

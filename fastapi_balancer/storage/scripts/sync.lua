@@ -10,8 +10,9 @@ local new, cancelled = tonumber(ARGV[5]), tonumber(ARGV[6])
 local first_new, first_cancelled = 7, 7 + new
 
 local v = redis.call("HMGET", m, "s:" .. me, "o:" .. me, "used", "cap", "seq", "contended", "learn")
-if v[1] ~= session or not v[4] then return {-1} end
-local own, used, cap, seq = tonumber(v[2]) - returned, tonumber(v[3]) - returned, tonumber(v[4]), tonumber(v[5])
+local cap = tonumber(v[4] or "")
+if v[1] ~= session or not cap then return {-1} end
+local own, used, seq = tonumber(v[2]) - returned, tonumber(v[3]) - returned, tonumber(v[5])
 
 if cancelled > 0 then
   local members = {}

@@ -61,12 +61,11 @@ def test_several_slots_for_one_worker_come_in_one_push(two: Store) -> None:
 
 
 def test_nobody_overtakes_the_line(two: Store) -> None:
-    two.listen("a")
-    two.sync("a", new=[1, 2, 3, 4, 5])
-    reply = two.sync("b", returned=0, new=[1])
-    assert reply == [5, 1, 5, 1, 0]
-    two.sync("a", returned=1)
-    assert two.line() == ["b:1"]
+    two.listen("b")
+    two.sync("a", new=[1, 2, 3, 4])
+    two.sync("b", new=[1])
+    assert two.sync("a", returned=1, new=[5]) == [5, 1, 6, 1, 0]
+    assert (two.line(), two.owners()) == (["a:5"], {"a": 3, "b": 1})
 
 
 def test_a_slot_for_a_worker_that_nobody_hears_goes_to_the_next_in_line(two: Store) -> None:
@@ -280,6 +279,19 @@ def test_another_server_forgets_what_the_old_one_believed(two: Store) -> None:
 
 def test_the_capacity_comes_back_with_the_first_worker(lost: Store) -> None:
     assert lost.capacity() == 4
+
+
+def test_the_capacity_comes_back_even_if_the_first_worker_does_not_know_it(two: Store) -> None:
+    two.wipe()
+    listening = two.listen("c")
+    assert two.attach("c")[0] == -1
+    assert two.attach("b", 2, capacity=4)[0] == 4
+    assert b"C 4" in [text for _, text in listening.take_pushes()]
+
+
+def test_a_lifted_limit_stays_lifted_on_another_server(two: Store) -> None:
+    two.run("capacity", "", 1000)
+    assert two.attach("b", 2, capacity=4, run_id="run-2")[0] == -1
 
 
 def test_the_data_is_said_to_be_gone_to_all_workers(two: Store) -> None:

@@ -79,13 +79,12 @@ class SlotsMachine(RuleBasedStateMachine):
     @initialize(capacity=st.integers(1, 4))
     def start(self, capacity: int) -> None:
         self.capacity = capacity
-        self.workers = [self._new_worker() for _ in range(WORKERS)]
+        self.workers = [self._new_worker(capacity) for _ in range(WORKERS)]
         self._all_attach()
 
-    def _new_worker(self) -> Worker:
+    def _new_worker(self, capacity: int | None) -> Worker:
         self.born += 1
-        self.clocks.current = Clock()
-        return Worker(self.store, f"w{self.born}", capacity=self.capacity)
+        return Worker(self.store, f"w{self.born}", capacity=capacity)
 
     def _turn(self, index: int) -> Worker:
         worker = self.workers[index]
@@ -97,15 +96,14 @@ class SlotsMachine(RuleBasedStateMachine):
     @rule(index=ANY_WORKER)
     def request(self, index: int) -> None:
         worker = self._turn(index)
-        if not worker.hung:
+        if not worker.hung and worker.slots._seen_store:  # a service starts when it has attached
+            self.allowance += worker.slots.capacity is None  # the data is gone, the limit with it
             worker.request()
 
     @rule(index=ANY_WORKER)
     def request_and_send(self, index: int) -> None:
-        worker = self._turn(index)
-        if not worker.hung:
-            worker.request()
-            worker.send()
+        self.request(index)
+        self._turn(index).send()
 
     @rule(index=ANY_WORKER)
     def finish(self, index: int) -> None:
@@ -215,7 +213,7 @@ class SlotsMachine(RuleBasedStateMachine):
         worker = self._turn(index)
         worker.cut()
         self.dead.append(worker.name)
-        self.workers[index] = self._new_worker()
+        self.workers[index] = self._new_worker(None)
 
     @precondition(lambda self: self.dead)
     @rule()
@@ -300,7 +298,8 @@ class SlotsMachine(RuleBasedStateMachine):
     @invariant()
     def store_and_worker_agree_on_what_is_owned_but_for_what_is_on_its_way(self) -> None:
         for worker in self.workers:
-            if worker.slots.is_attached and not worker.hung and self._agrees(worker):
+            limited = worker.slots.is_attached and worker.slots.capacity is not None
+            if limited and not worker.hung and self._agrees(worker):
                 coming, going = self._on_its_way(worker)
                 owned = worker.slots.owned + worker.slots._returned + coming + going
                 assert self.store.owned(worker.name) == owned, worker.name
