@@ -84,7 +84,7 @@ def test_sigterm_empties_the_queues_of_all_workers_and_lets_the_rest_finish(
 ) -> None:
     async def main(service: Service) -> None:
         address = service.address
-        slow = [asyncio.create_task(fetch(address, "/slow?seconds=1.5")) for _ in range(CAPACITY)]
+        slow = [asyncio.create_task(fetch(address, "/slow?seconds=4")) for _ in range(CAPACITY)]
         await until(service, "/slow", active_requests=CAPACITY)
         waiting = [asyncio.create_task(fetch(address, "/slow")) for _ in range(30)]
         await until(service, "/slow", queued=30)
