@@ -146,6 +146,7 @@ def test_a_mounted_app_is_limited_from_its_first_request_and_drains(shared: Shar
     with shared.service("tests.integration.apps.limited:outer") as service:
         run(main(service))
         assert "no lifespan has reached the balancer" in service.output
+        assert "Traceback" not in service.output
 
 
 def test_a_start_that_the_store_refuses_ends_with_a_clear_message(

@@ -230,7 +230,7 @@ class RedisStorage:
             else:
                 pause = RETRY[0]
                 self._came_back()
-                reason = await link.lost
+                reason = await asyncio.shield(link.lost)  # `drop` must find it as it is
                 logger.debug("connection lost: %s", reason)
                 for slots in self._shared:
                     slots.lost()
