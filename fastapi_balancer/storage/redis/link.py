@@ -50,8 +50,11 @@ class Link:
         self.heard = self._loop.time()  # when anything was last read
 
     async def open(self) -> None:
-        """Connect. Raises redis' exceptions, OSError or TimeoutError."""
+        """Connect. Raises redis' exceptions or OSError; `StorageError` when dropped meanwhile."""
         await self._connection.connect()  # type: ignore[no-untyped-call] # redis-py
+        if self.lost.done():
+            await self._connection.disconnect(nowait=True)
+            raise StorageError(self.lost.result())
         self._tasks = [self._loop.create_task(self._read()), self._loop.create_task(self._write())]
 
     def wake(self) -> None:
