@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from random import Random
 from typing import Any, cast
 
 import pytest
@@ -597,3 +598,48 @@ async def test_options_never_needs_a_slot_and_others_as_configured(
     known = ("GET", "HEAD", "POST", "DELETE", "TRACE", "OPTIONS")
     assert {m for m in known if admission.concerns({"type": "http", "method": m})} == concerned
     assert admission.concerns({"type": "websocket"})
+
+
+@virtual
+@pytest.mark.parametrize("seed", range(10))
+async def test_whatever_clients_and_apps_do_all_slots_come_back(seed: int) -> None:
+    """Hundreds of requests that leave, are cancelled, raise, stall and stream, at random times."""
+    random = Random(seed)
+    running = most = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal running, most
+        running, most = running + 1, max(most, running + 1)
+        try:
+            if random.random() < 0.5:
+                await receive()
+            await asyncio.sleep(random.random() / 10)
+            if random.random() < 0.2:
+                raise ZeroDivisionError
+        finally:
+            running -= 1
+
+    def begin() -> Exchange:
+        if random.random() < 0.2:
+            return Exchange.websocket(gate.run).start()
+        body = [b"x" * random.randrange(30_000)] * 5 if random.random() < 0.5 else None
+        return Exchange(gate.run, method="POST", body=body).start()
+
+    gate = Gate(app, 4, queue_size=30, queue_timeout=0.3)
+    loop, before = asyncio.get_running_loop(), asyncio.all_tasks()
+    exchanges = []
+    for _ in range(400):
+        exchanges.append(begin())
+        if random.random() < 0.3:
+            act = random.choice([exchanges[-1].disconnect, exchanges[-1].cancel])
+            loop.call_later(random.random() / 3, act)
+        await asyncio.sleep(random.random() / 100)
+    results = await asyncio.gather(*(e.end() for e in exchanges), return_exceptions=True)
+    assert {type(r).__name__ for r in results} == {
+        "Exchange",
+        "ZeroDivisionError",
+        "CancelledError",
+    }
+    await settle()
+    assert (gate.slots.active, gate.slots.queued, running, most) == (0, 0, 0, 4)
+    assert asyncio.all_tasks() == before
