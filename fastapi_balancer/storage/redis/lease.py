@@ -140,7 +140,7 @@ class LeaseKeeper:
                 continue
             if session == self._host.session:
                 slots.renewed(now + 0.9 * self._lease)
-            slots.peers = tuple(worker.decode() for worker in reply[1:])
+            slots.meet_all(tuple(worker.decode() for worker in reply[1:]))
         self._watch_siblings({peer for _, slots in self._host.shared() for peer in slots.peers})
 
     def _is_due(self, keys: tuple[str, str, str], slots: SharedSlots, now: float) -> bool:

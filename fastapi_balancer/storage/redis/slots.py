@@ -500,6 +500,15 @@ class SharedSlots:
         if self._away is None and self._attached:
             self._lease_until = lease_until
 
+    def meet_all(self, workers: tuple[str, ...]) -> None:
+        """These hold a lease. A store that lost its data does not know of all yet: forget nobody.
+
+        Who is forgotten would not have to declare what it runs before others are granted slots.
+        """
+        if self.learning:
+            workers = tuple(dict.fromkeys((*self.peers, *workers)))
+        self.peers = workers
+
     def expire(self) -> None:
         """The store knows this session no more: admit nothing before attaching anew."""
         if self._away is None:
