@@ -432,6 +432,36 @@ async def test_a_large_body_is_streamed_through_and_whole() -> None:
 
 
 @virtual
+async def test_after_the_queue_the_app_alone_sets_the_pace_of_the_upload() -> None:
+    async def idle(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(10)
+
+    gate = Gate(idle)
+    gate.holder()
+    exchange = Exchange(gate.run, method="POST", body=[])
+    exchange.scope["headers"] = [(b"transfer-encoding", b"chunked")]
+    exchange.upload(b"x" * READ_AHEAD, more=True)
+    await queued(gate, exchange)
+    gate.limiter.release(1)
+    other = await queued_again(gate)
+    for _ in range(5):
+        exchange.upload(b"x", more=True)
+        other.tell({"type": "websocket.receive", "text": "x"})
+    await settle()
+    assert (exchange.unread.qsize(), other.unread.qsize()) == (5, 4)
+    await asyncio.gather(exchange.end(), other.end())
+
+
+async def queued_again(gate: Gate) -> Exchange:
+    """A WebSocket that waited for a slot while another request ran, and has one now."""
+    exchange = await queued(gate, Exchange.websocket(gate.run))
+    gate.slots.limit(2)
+    await settle()
+    assert gate.slots.active == 2
+    return exchange
+
+
+@virtual
 async def test_a_slow_upload_holds_no_slot() -> None:
     gate = Gate(route(echo, methods=["POST"]))
     exchange = Exchange(gate.run, method="POST", body=[b""])

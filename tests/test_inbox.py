@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterable
 
 import pytest
@@ -151,11 +152,15 @@ async def test_two_readers_in_the_app_share_the_messages() -> None:
 @virtual
 async def test_what_the_server_raises_while_watched_reaches_the_app() -> None:
     async def broken() -> Message:
+        calls.append(1)
+        assert len(calls) == 1, "the app's first receive is the one that was being waited for"
         await asyncio.sleep(1)
         raise OSError("the socket is gone")
 
+    calls: list[int] = []
     inbox = Inbox(broken)
     inbox.watch(pytest.fail)
+    await settle()
     inbox.hand_over()
     with pytest.raises(OSError, match="the socket is gone"):
         await inbox()
@@ -188,4 +193,5 @@ async def test_closing_after_a_failure_that_nobody_saw_is_silent() -> None:
     inbox.close()
     del inbox
     await settle()
+    gc.collect()
     assert complaints == []

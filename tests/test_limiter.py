@@ -245,6 +245,24 @@ async def test_retry_after_is_the_queue_over_the_rate_at_which_slots_become_free
 
 
 @virtual
+async def test_who_waited_in_vain_is_told_how_long_the_others_will_take() -> None:
+    limiter = make(1, queue_timeout=20)
+    limiter.take()
+    tasks = []
+    for _ in range(40):
+        tasks.append(asyncio.create_task(queued(limiter)))
+        await asyncio.sleep(0.01)
+    for _ in range(10):  # one in two seconds: the other thirty wait too long
+        await asyncio.sleep(1.9)
+        limiter.release(1.9)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    waits = [result.retry_after for result in results if isinstance(result, Rejected)]
+    assert len(waits) == 30
+    assert waits[0] == pytest.approx(29 * 1.9, abs=8)
+    assert waits[-1] == 1.0  # nobody is left then
+
+
+@virtual
 async def test_retry_after_is_a_second_without_any_experience() -> None:
     limiter = make(1)
     limiter.take()
