@@ -27,7 +27,7 @@ from tests.storage.workers import LEASE, Clock, Store, Worker
 
 LONG = os.environ.get("BALANCER_HYPOTHESIS") == "long"
 PROFILE = settings(
-    max_examples=1500 if LONG else 100,
+    max_examples=1000 if LONG else 100,
     stateful_step_count=80 if LONG else 40,
     deadline=None,
     database=None,
@@ -326,7 +326,7 @@ class SlotsMachine(RuleBasedStateMachine):
             pass
 
     def _all_attach(self) -> None:
-        for _ in range(3):  # a beat may find the data gone, and one who attaches tells the others
+        for _ in range(4):  # a beat may find the data gone, and one who attaches tells the others
             for index, worker in enumerate(self.workers):
                 self._turn(index).wake_up()
                 worker.leave_at_last()
@@ -334,6 +334,8 @@ class SlotsMachine(RuleBasedStateMachine):
                 if not worker.slots.is_attached:
                     worker.attach()
             self._settle()
+            if self.store.capacity() is None:  # all who knew it are gone: it is measured again
+                self.store.run("capacity", self.capacity, 60_000)
         self.store.end_learning()
         for index in range(len(self.workers)):
             self._turn(index).beat()
