@@ -69,8 +69,8 @@ class Inbox:
     def close(self) -> None:
         """The app has ended: whatever is still being read, nobody wants."""
         reader, self._reader = self._reader, None
-        if reader is not None and not reader.cancel() and not reader.cancelled():
-            reader.exception()  # nobody is left to care, but asyncio would complain
+        if reader is not None:
+            reader.cancel()  # of one that has raised already, asyncio will not complain then
 
     async def _watch(self, gone: Callable[[], None]) -> None:
         while self._wanted and self._is_safe_to_read():
