@@ -34,6 +34,7 @@ class Host:
         self.session += 1
         return self.session
 
+    @property
     def is_abandoned(self) -> bool:
         return False
 
