@@ -278,6 +278,9 @@ class Worker:
     def wake(self, slots: SharedSlots) -> None:
         """Sending is the test's to do."""
 
+    def redeclare(self, slots: SharedSlots) -> None:
+        self._declare()
+
     def reset(self, reason: str) -> None:
         self.resets.append(reason)
         self._torn = True
@@ -379,9 +382,12 @@ class Worker:
         self.link_session = self.session
         self.wire = self.store.connect()
         self.wire.subscribe(*self.store.channels(self.name, self.session))
+        self._declare()
+
+    def _declare(self) -> None:
         self._declared_at = self.clock.now
         state = self.slots.declaration(self.store.run_id, self.clock.now)
-        self.outbox.append(("attach", [], [self.name, self.session, *state]))
+        self.outbox.append(("attach", [], [self.name, self.link_session, *state]))
 
     def cut(self) -> None:
         """Lose the connection with all that is on its way."""

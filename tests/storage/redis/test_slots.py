@@ -23,6 +23,7 @@ from fastapi_balancer.storage.base import Ticket
 from fastapi_balancer.storage.memory import MemorySlots
 from fastapi_balancer.storage.redis import slots as slots_module
 from tests.servers import StoreServer
+from tests.storage.redis.conftest import MakeStore
 from tests.storage.workers import LEASE, Clock, Store, Worker
 
 LONG = os.environ.get("BALANCER_HYPOTHESIS") == "long"
@@ -484,3 +485,113 @@ def test_workers_whose_messages_are_prompt_serve_in_the_same_order_as_one_proces
         store.close()
 
     run()
+
+
+# ------------------------------------------------------------------ moments that need a name
+
+
+@pytest.fixture
+def pair(make_store: MakeStore, clocks: Clocks) -> tuple[Worker, Worker]:
+    """Two workers with one clock, attached to a store with four slots."""
+    store = make_store(capacity=4)
+    workers = Worker(store, "a"), Worker(store, "b")
+    for worker in workers:
+        worker.clock = clocks.current
+        worker.slots._loop = clocks.current  # type: ignore[assignment]
+        worker.attach()
+    return workers
+
+
+def take(worker: Worker, count: int) -> None:
+    for _ in range(count):
+        worker.request()
+    worker.settle()
+
+
+def test_slots_taken_without_a_limit_while_they_were_declared_are_declared_again(
+    pair: tuple[Worker, Worker],
+) -> None:
+    worker, _ = pair
+    worker.store.run("capacity", "", 1000)
+    worker.settle()
+    worker.attach()
+    take(worker, 2)
+    worker.store.run("capacity", 4, 60_000)
+    worker.hear()
+    worker.deliver()
+    worker.request()
+    worker.settle()
+    assert len(worker.resets) == 1
+    worker.attach()
+    assert (worker.store.owned("a"), worker.slots.owned) == (3, 3)
+
+
+def test_a_new_worker_is_known_before_the_next_beat(pair: tuple[Worker, Worker]) -> None:
+    worker, _ = pair
+    worker.beat()
+    assert set(worker.slots.peers) == {"a", "b"}
+    Worker(worker.store, "c").attach()
+    worker.settle()
+    assert set(worker.slots.peers) == {"a", "b", "c"}
+
+
+def test_a_grant_that_comes_after_the_lease_is_not_used(
+    pair: tuple[Worker, Worker], clocks: Clocks
+) -> None:
+    worker, other = pair
+    take(other, 4)
+    ticket = worker.request()
+    worker.settle()
+    other.finish()
+    other.settle()
+    clocks.current.stall(LEASE)
+    worker.settle()
+    assert ticket is not None
+    assert not ticket.granted.done()
+    assert worker.resets == ["slots came after the lease had lapsed"]
+
+
+def test_a_freed_slot_is_handed_over_only_at_the_head_of_the_line(
+    pair: tuple[Worker, Worker],
+) -> None:
+    worker, other = pair
+    take(worker, 4)
+    other.request()
+    other.settle()
+    worker.request()
+    worker.settle()
+    worker.finish()
+    assert len(worker.waiting) == 1
+    worker.settle()
+    other.settle()
+    assert (len(worker.waiting), len(other.waiting)) == (1, 0)
+    worker.finish()
+    assert worker.waiting == []
+    assert worker.outbox == worker.inbox  # both are empty: nothing had to be asked
+
+
+def test_idle_slots_are_kept_for_a_while_and_then_given_back(
+    pair: tuple[Worker, Worker], clocks: Clocks
+) -> None:
+    worker, _ = pair
+    take(worker, 3)
+    for _ in range(3):
+        worker.finish()
+    clocks.current.advance(slots_module.LINGER * 0.9)
+    assert (worker.send(), worker.slots.owned) == (False, 3)
+    clocks.current.advance(slots_module.LINGER * 1.2)
+    worker.settle()
+    assert (worker.slots.owned, worker.store.used()) == (0, 0)
+
+
+def test_a_worker_alone_grows_to_its_share_once_others_must_have_shrunk(
+    pair: tuple[Worker, Worker], clocks: Clocks
+) -> None:
+    worker, _ = pair
+    take(worker, 1)
+    worker.finish(held=0.5)
+    worker.cut()
+    worker.slots.go_away(2)
+    assert worker.slots.owned == 1
+    clocks.current.advance(0.6)
+    assert worker.slots.owned == 2
