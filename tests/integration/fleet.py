@@ -7,8 +7,8 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 from fastapi_balancer.storage.redis.scripts import slots_keys
@@ -95,28 +95,39 @@ class Fleet(Service):
 
     @asynccontextmanager
     async def lines(self, count: int, *pids: int) -> AsyncIterator[list[Connection]]:
-        """So many connections to these workers, or to whichever accept."""
+        """So many connections to these workers, none of which may be stopped, or to any."""
         async with AsyncExitStack() as stack:
-            found: list[Connection] = []
-            for _ in range(600):
-                if len(found) == count:
-                    break
-                connection = await stack.enter_async_context(Connection(self.address))
-                await connection.ask("/pid")
-                answer = json.loads((await connection.answer()).body)
-                if not pids or answer["pid"] in pids:
-                    found.append(connection)
-            assert len(found) == count, f"the workers {pids} accept too rarely"
+            with self._accepting(pids):
+                found = [
+                    await stack.enter_async_context(Connection(self.address)) for _ in range(count)
+                ]
+                for connection in found:
+                    await connection.ask("/pid")
+                served_by = {json.loads((await one.answer()).body)["pid"] for one in found}
+            assert not pids or served_by <= set(pids)
             yield found
+
+    @contextmanager
+    def _accepting(self, pids: tuple[int, ...]) -> Iterator[None]:
+        """Stop the other workers for some milliseconds, for all of them accept on one socket."""
+        others = [pid for pid in self.worker_pids() if pids and pid not in pids]
+        try:
+            for pid in others:
+                self.stop(pid)
+            yield
+        finally:
+            for pid in others:
+                self.go_on(pid)
 
     @asynccontextmanager
     async def crowd(self, each: int = 10, ms: float = 50) -> AsyncIterator[Crowd]:
         """So many clients of each worker, who ask `/work` until the block is left."""
         crowd = Crowd(self.address, f"/work?ms={ms}")
+        lines: list[Connection] = []
         async with AsyncExitStack() as stack:
             for pid in self.worker_pids():
-                lines = await stack.enter_async_context(self.lines(each, pid))
-                crowd.start(lines)
+                lines += await stack.enter_async_context(self.lines(each, pid))
+            crowd.start(lines)
             try:
                 yield crowd
             finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
@@ -174,10 +175,19 @@ def die(server: StoreServer) -> None:
     server.start()
 
 
+def lose_data_again_and_again(server: StoreServer) -> None:
+    """Each time before all workers are back, so that those who are know less and less."""
+    for pause in (0.1, 0.2, 0.1):
+        server.restart(empty=True)
+        time.sleep(pause)
+    freeze(0.5)(server)
+
+
 FAULTS: dict[str, Callable[[StoreServer], None]] = {
     "killed, back empty after 2 s": die,
     "restarted empty": lambda server: server.restart(empty=True),
     "restarted with its data": lambda server: server.restart(empty=False),
+    "restarted empty again and again, then frozen": lose_data_again_and_again,
     "frozen for 2 s": freeze(2),
     "frozen for 5 s": freeze(5),
     "wiped": lambda server: server.cli("FLUSHALL"),
@@ -191,11 +201,11 @@ def test_a_fault_of_the_store_costs_half_a_second_and_no_request(
 ) -> None:
     async def main() -> None:
         async with fleet.crowd() as crowd:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.7)
             begin = now()
             await asyncio.to_thread(FAULTS[fault], server)
             end = now()
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(1.6)
         journal = fleet.journal
         record_property("added wait", crowd.longest(begin) - crowd.longest(until=begin))
         record_property("overtaken meanwhile", journal.overtaken(begin - 0.3, end + 1))
@@ -236,3 +246,18 @@ def test_stats_answer_in_time_and_say_that_the_store_is_away(
         assert await poll(degraded=False, within=2) < 0.25 + MARGIN
 
     run(main)
+
+
+def test_a_service_that_starts_without_its_store_shares_the_capacity_out() -> None:
+    async def main() -> None:
+        lists = [late.lines(12, pid) for pid in late.worker_pids()]
+        async with lists[0] as a, lists[1] as b, lists[2] as c, lists[3] as d:
+            assert await statuses(await ask([*a, *b, *c, *d], "/work?ms=100")) == [200] * 48
+        assert late.journal.most_inside() == CAPACITY
+        absent.start()
+        await asyncio.sleep(1.5)
+        await no_slot_is_lost(late, absent)
+        assert late.journal.most_inside() == CAPACITY
+
+    with closing(store()) as absent, Fleet(absent.url) as late:
+        run(main)

@@ -67,9 +67,9 @@ async def cut_anywhere(proxy: FaultProxy) -> None:
 def lose_replies(script: str) -> Fault:
     async def fault(proxy: FaultProxy) -> None:
         for _ in range(8):
-            loss = proxy.drop_reply(SHA[script].encode())
             if script == "attach":
                 proxy.cut()
+            loss = proxy.drop_reply(SHA[script].encode())
             await asyncio.to_thread(loss.wait)
 
     return fault
@@ -89,7 +89,7 @@ async def slow(proxy: FaultProxy) -> None:
 def black_hole(*directions: Direction) -> Fault:
     async def fault(proxy: FaultProxy) -> None:
         proxy.black_hole(*directions)
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.0)
         await asyncio.to_thread(proxy.heal)
 
     return fault
@@ -98,7 +98,7 @@ def black_hole(*directions: Direction) -> Fault:
 async def refuse(proxy: FaultProxy) -> None:
     proxy.refuse()
     proxy.cut()
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(1.0)
     await asyncio.to_thread(proxy.heal)
 
 
@@ -117,6 +117,11 @@ FAULTS: dict[str, Fault] = {
 }
 
 
+# Whom such a fault keeps away from the store for 0.25 s goes on with its share, a quarter, while
+# the others have all slots.
+HITS_ONE = {"connections cut after any number of bytes", "replies to attach lost"}
+AWAY = "the store is away"
+
 # Seconds that a request may take; 0.1 without a fault.
 LONGEST = {"replies to attach lost": 2.0, "0.1 s late each way": 2.0}
 
@@ -127,14 +132,16 @@ def test_a_fault_of_the_network_loses_no_slot_and_no_request(
 ) -> None:
     async def main() -> None:
         async with fleet.crowd(6, ms=30) as crowd:
-            await asyncio.sleep(0.5)
-            begin = now()
+            await asyncio.sleep(0.4)
+            begin, was_away = now(), fleet.output.count(AWAY)
             await FAULTS[fault](proxy)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.8)
         record_property("added wait", crowd.longest(begin) - crowd.longest(until=begin))
         record_property("overtaken", fleet.journal.overtaken())
         assert crowd.statuses() == {200}
-        assert fleet.journal.most_inside() == CAPACITY
+        away = fleet.output.count(AWAY) - was_away if fault in HITS_ONE else 0
+        assert fleet.journal.most_inside() <= CAPACITY + min(away, 3) * CAPACITY // 4
+        assert fleet.journal.most_inside(now() - 0.5) <= CAPACITY
         assert crowd.longest(begin) < LONGEST.get(fault, 1.0)
         assert [fleet.journal.overtaken(pid=pid) for pid in fleet.worker_pids()] == [0] * 4
 
