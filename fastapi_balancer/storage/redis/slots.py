@@ -32,6 +32,9 @@ class Link(Protocol):
     def wake(self, slots: SharedSlots) -> None:
         """Call `batch` soon, and send it."""
 
+    def redeclare(self, slots: SharedSlots) -> None:
+        """Call `declaration`, send it, and call `attached` with the reply."""
+
     def reset(self, reason: str) -> None:
         """Drop the connection; attach on a new one."""
 
@@ -274,7 +277,7 @@ class SharedSlots:
 
     def batch(self) -> tuple[list[int], list[int | str]] | None:
         """What the store must be told now: the new tickets, and the arguments of `sync`."""
-        if not self._attached or self._in_flight >= CALLS_IN_FLIGHT:
+        if not self._attached or self._unlimited or self._in_flight >= CALLS_IN_FLIGHT:
             return None
         if not (self._unsent or self._cancelled or self._returned or self._poked):
             return None
@@ -294,6 +297,8 @@ class SharedSlots:
     def synced(self, new: Sequence[int], reply: object) -> None:
         """The reply to a `sync` that carried the tickets `new`."""
         self._in_flight -= 1
+        if self._unlimited:
+            return  # the store counts no slots without a limit
         if not isinstance(reply, list) or reply[0] == -1:
             self._link.reset(f"sync was answered {reply!r}")
             return
@@ -333,10 +338,15 @@ class SharedSlots:
             return
         self._head = 0  # it may be less now: ask before anything is handed over
         capacity = int(message[2:]) if message[2:] else None
-        if capacity is not None and self.capacity is not None:
-            self.capacity = capacity
-        elif capacity != self.capacity:
-            self._link.reset(f"the capacity went from {self.capacity} to {capacity}")
+        if capacity is not None and self.capacity is None:  # so nobody has counted what runs
+            if self._in_flight:
+                self._link.reset("limited again before an answer of the former limit came")
+            else:
+                self._link.redeclare(self)
+            return
+        self.capacity = capacity
+        if capacity is None:
+            self._use_idle()
 
     def _meet(self, worker: str) -> None:
         if self.peers and worker not in self.peers:

@@ -69,6 +69,7 @@ class RedisStorage:
         self._session_lock = threading.Lock()
         self._link: Link | None = None
         self._link_session = 0
+        self._attached = asyncio.Event()
         self._ready = asyncio.Event()  # attached, or known to be away
         self._fatal: StorageError | None = None
         self._away_since: float | None = None
@@ -169,6 +170,19 @@ class RedisStorage:
             logger.debug("attaching anew: %s", reason)
             self._link.drop(reason)
 
+    def redeclare(self, slots: SharedSlots) -> None:
+        link, sent = self._link, monotonic()
+        if link is None:
+            return  # it will be declared with the next connection
+
+        def declared(reply: asyncio.Future[object]) -> None:
+            try:
+                slots.attached(reply.result(), sent + 0.9 * self._lease)
+            except (StorageError, ValueError) as exc:
+                link.drop(str(exc))
+
+        self._declare(link, slots).add_done_callback(declared)
+
     def _collect(self) -> Iterable[tuple[Command, Done]]:
         dirty, self._dirty = self._dirty, {}
         for slots in dirty:
@@ -231,6 +245,7 @@ class RedisStorage:
                 pause = RETRY[0]
                 self._came_back()
                 reason = await asyncio.shield(link.lost)  # `drop` must find it as it is
+                self._attached.clear()
                 logger.debug("connection lost: %s", reason)
                 for slots in self._shared:
                     slots.lost()
@@ -257,20 +272,17 @@ class RedisStorage:
         session = self._link_session = self.next_session()
         self._subscribe(link, session)
         sent = monotonic()
-        replies = await asyncio.gather(
-            *(
-                link.ask(
-                    *("EVALSHA", SHA["attach"], 3, *keys, self.worker, session),
-                    *slots.declaration(self.run_id, sent),
-                )
-                for slots, keys in self._shared.items()
-            )
-        )
+        replies = await asyncio.gather(*(self._declare(link, slots) for slots in self._shared))
         if session != self.session:
             raise StorageError("the lease's thread has declared another session meanwhile")
         for slots, reply in zip(self._shared, replies, strict=True):
             slots.attached(reply, sent + 0.9 * self._lease)
         return link
+
+    def _declare(self, link: Link, slots: SharedSlots) -> asyncio.Future[object]:
+        state = slots.declaration(self.run_id, monotonic())
+        command = ("EVALSHA", SHA["attach"], 3, *self._shared[slots])
+        return link.ask(*command, self.worker, self._link_session, *state)
 
     async def _inspect(self, link: Link) -> str:
         """The server's run id. Raises `StorageError` for a replica or a server that is too old."""
@@ -330,6 +342,7 @@ class RedisStorage:
             slots.go_away(workers)
 
     def _came_back(self) -> None:
+        self._attached.set()
         self._disarm_away()
         if self._away_since is not None:
             logger.warning("the store is back after %.1f s", monotonic() - self._away_since)
@@ -451,7 +464,12 @@ class RedisStorage:
         return await self._ask("EVALSHA", SHA[script], len(keys), *keys, *arguments)
 
     async def _ask(self, *command: str | int | bytes) -> object:
-        if self._link is None or self._away_since is not None:
+        """Send one command. While a connection is made, wait for it as long as for a reply."""
+        if self._away_since is None and not self._attached.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout):
+                    await self._attached.wait()
+        if self._link is None or not self._attached.is_set():
             raise StorageError("the store is away")
         return await self._link.ask(*command)
 
