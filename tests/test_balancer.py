@@ -431,7 +431,7 @@ class Store(MemoryStorage):
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> type[Store]:
     Store.records, Store.capacities = {}, {}
-    monkeypatch.setattr("fastapi_balancer.balancer.MemoryStorage", Store)
+    monkeypatch.setattr("fastapi_balancer.parts.MemoryStorage", Store)
     return Store
 
 
@@ -554,3 +554,16 @@ async def test_a_real_probe_finds_and_enforces_a_capacity() -> None:
         exchanges = [Exchange(app).start() for _ in range(12)]
         await asyncio.gather(*(exchange.end() for exchange in exchanges))
         assert {exchange.status for exchange in exchanges} == {200}
+
+
+@virtual
+async def test_a_default_holds_where_the_store_cannot_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def away(*given: object) -> None:
+        raise StorageError("away")
+
+    monkeypatch.setattr(MemoryStorage, "load", away)
+    app = service(endpoints={"/work": {}}, probe_on_startup=False, default_capacity=3)
+    async with Lifespan(app):
+        assert await capacity(app) == 3

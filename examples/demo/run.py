@@ -226,7 +226,6 @@ def demo(port: int, seconds: float | None) -> None:
     print(f"Starting a service with {WORKERS} workers; the balancer measures it first ...\n")
     with Service(port, balancer=True) as balanced:
         print(f"\n  service     {url}/query   (also /hash, /report, /stream)")
-        print(f"  dashboard   {url}/balancer/ui")
         print(f"  numbers     {url}/balancer/stats\n")
         kind = f"{RATE:.0f} requests per second for {OVERLOAD:.0f} s to /query"
         print(f"Overload: {kind}; its database can do {PLACES / QUERY:.0f}.")

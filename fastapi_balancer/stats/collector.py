@@ -23,6 +23,7 @@ class EndpointGauges:
     active: int = 0
     queued: int = 0
     own: int = 0  # slots that this worker owns, in use or not
+    oversold: int = 0  # slots taken back while their requests still ran, since its start
     oldest_wait: float = 0.0  # seconds that the first in this worker's queue has waited
     peak_active: int = 0  # most at once in this worker since its start, where somebody counts it
     scope: str = "global"
@@ -48,6 +49,7 @@ class EndpointReport(TypedDict):
     active: int
     queued: int
     own: int
+    oversold: int
     oldest_wait: float
     peak_active: int
     scope: str
@@ -125,6 +127,7 @@ class EndpointStats:
             "active": gauges.active,
             "queued": gauges.queued,
             "own": gauges.own,
+            "oversold": gauges.oversold,
             "oldest_wait": gauges.oldest_wait,
             "peak_active": self._peak_active,
             "scope": gauges.scope,

@@ -54,6 +54,7 @@ class EndpointSnapshot(TypedDict):
     errors: int
     refused: dict[str, int]
     left: int
+    oversold: int
     peak_active: int
     oldest_wait_ms: float
     scope: str
@@ -155,6 +156,7 @@ def _endpoint(
         "errors": sum(part["errors"] for part in counted),
         "refused": _refused(counted),
         "left": sum(part["left"] for part in counted),
+        "oversold": sum(part["oversold"] for part in counted),
         "peak_active": _peak(list(parts.values()), active, capacity),
         "oldest_wait_ms": _ms(max(part["oldest_wait"] for part in parts.values())),
         "scope": newest["scope"],

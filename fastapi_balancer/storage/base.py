@@ -33,6 +33,7 @@ class Slots(Protocol):
 
     capacity: int | None  # how many requests may run at once in the scope; None: not limited
     active: int  # requests of this worker that hold a slot now
+    oversold: int  # slots that the store took back while their requests still ran, in all
 
     @property
     def owned(self) -> int:
@@ -100,7 +101,11 @@ class Storage(Protocol):
         """The slots of an endpoint that was configured. The same object each time."""
 
     async def set_capacity(self, endpoint: str, capacity: int | None) -> None:
-        """Set the capacity of an endpoint for all workers of its scope. None lifts the limit."""
+        """Set the capacity of an endpoint for all workers of its scope. None lifts the limit.
+
+        Raises `StorageError` when the store is away: then it holds in this worker only, until the
+        store says otherwise.
+        """
 
     def status(self) -> StorageStatus:
         """How the store is now. No I/O."""

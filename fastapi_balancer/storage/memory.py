@@ -18,6 +18,7 @@ class MemorySlots:
         self.capacity = capacity
         self.queue_size = queue_size
         self.active = 0
+        self.oversold = 0
         self._queue: dict[int, Ticket] = {}
         self._number = 0
 

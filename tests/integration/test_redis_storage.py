@@ -345,6 +345,22 @@ def test_idle_slots_are_not_used_either_when_the_store_is_away_and_nobody_is_let
     asyncio.run(main())
 
 
+def test_a_capacity_set_while_the_store_is_away_holds_in_this_worker(
+    own_server: StoreServer,
+) -> None:
+    async def main() -> None:
+        own_server.kill()
+        async with crew(own_server.url, 1, capacity=None) as (storage,):
+            assert storage.slots("/a").take()  # nobody knows of a limit
+            storage.slots("/a").release()
+            with pytest.raises(StorageError, match="this worker only"):
+                await storage.set_capacity("/a", 2)
+            await hold(storage.slots("/a"), 2)
+            assert not storage.slots("/a").take()
+
+    asyncio.run(main())
+
+
 def test_a_service_starts_without_its_store_and_finds_it_later(own_server: StoreServer) -> None:
     async def main() -> None:
         own_server.kill()

@@ -244,3 +244,8 @@ def test_what_fits_the_capacity_is_shown_as_reported() -> None:
     reports = [worker("w1", EndpointGauges(capacity=8, active=6))]
     snapshot = merge({r["worker"]: r for r in reports}, 1000.0, {"/a": {"w1": 0}})
     assert snapshot["endpoints"]["/a"]["active_requests"] == 6
+
+
+def test_slots_that_were_taken_back_too_early_are_added_up() -> None:
+    reports = (worker("w1", EndpointGauges(oversold=2)), worker("w2", EndpointGauges(oversold=1)))
+    assert endpoint(*reports)["oversold"] == 3

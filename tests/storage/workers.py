@@ -417,7 +417,7 @@ class Worker:
             self._after()
             return
         self.slots.renewed(self.clock.now + 0.9 * LEASE)
-        self.slots.peers = tuple(worker.decode() for worker in reply[1:])
+        self.slots.meet_all(tuple(worker.decode() for worker in reply[1:]))
 
     def hang(self) -> None:
         """The loop hangs: the thread declares what runs, as often as it must."""

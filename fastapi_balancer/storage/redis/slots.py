@@ -424,6 +424,12 @@ class SharedSlots:
             return
         self._go_local(workers)
 
+    def limit(self, capacity: int | None, workers: int) -> None:
+        """Enforce a capacity while the store is away; what the store says goes over it later."""
+        self.capacity = capacity
+        if self._away is OnStorageError.LOCAL:
+            self._go_local(workers)
+
     def _go_local(self, workers: int) -> None:
         """Go on with what is owned, then with an even share, once others have come down to theirs.
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 TICK = 0.033  # seconds between two signs of life of the event loop
 SILENCE = 0.05  # seconds without a word from the store, while requests wait for its word
-RETRY = (0.02, 0.25)  # seconds before the first and before any later attempt to connect again
+RETRY = (0.02, 0.1)  # seconds before the first and before any later attempt to connect again
 OLDEST = (6, 2)  # the oldest version of the server that works
 
 Keys = tuple[str, str, str]
@@ -335,9 +335,7 @@ class RedisStorage:
         self._ready.set()
 
     def _go_local(self) -> None:
-        workers = self._known_workers()
-        if workers == 1:  # it may never have been told: then count who is here
-            workers = siblings()
+        workers = self._sharers()
         for slots in self._shared:
             slots.go_away(workers)
 
@@ -358,6 +356,11 @@ class RedisStorage:
         """How many workers share the store, as it said last; 1 if it never did."""
         return max([1, *(len(slots.peers) for slots in self._shared)])
 
+    def _sharers(self) -> int:
+        """How many workers share a capacity while the store is away."""
+        workers = self._known_workers()
+        return workers if workers > 1 else siblings()  # the store may never have said who is there
+
     def _tick(self) -> None:
         self.tick = monotonic()
         self._ticker = self._loop.call_later(TICK, self._tick)
@@ -377,6 +380,9 @@ class RedisStorage:
             slots.limit(capacity)
             return
         assert isinstance(slots, SharedSlots)  # there is no third kind
+        if self._away_since is not None:
+            slots.limit(capacity, self._sharers())
+            raise StorageError("the store is away; the capacity holds in this worker only")
         text = "" if capacity is None else capacity
         try:
             await self._run("capacity", self._shared[slots], text, LEARNING)
