@@ -90,8 +90,7 @@ def note_fault(
     note("requests failed", 100 * len(failed) / len(answers), ("<=", 0), "%")
     note(f"failed later than {SETTLED:.0f} s after it", len(late), ("<=", 0))
     # Under heavy load each worker works off a queue of its own meanwhile, some longer than others.
-    asked = ("<=", 0.5) if load is LIGHT else None
-    note("longest wait caused", wait_caused(answers, begun), asked, "s")
+    note("longest wait caused", wait_caused(answers, begun), ("<=", 0.5), "s")
     note("most inside at once", inside, ("<=", CAPACITY))
 
 

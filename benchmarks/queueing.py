@@ -123,7 +123,7 @@ async def fill_and_drain(
             "KiB",
         ),
         ("answered in the end", 100 * answered / size, (">=", 100), "%"),
-        ("refusal when full, p99", refusal, ("<=", 20), "ms"),
+        ("refusal when full, p99", refusal, ("<=", 5), "ms"),
         ("CPU while they wait", 100 * waiting_cpu, ("<=", 10), "%"),
         ("time to drain", drained, None, "s"),
         ("CPU to drain, each", 1e6 * (server.cpu() - cpu) / size, None, "µs"),

@@ -15,8 +15,8 @@ from fastapi_balancer.errors import Rejected, StorageError
 from fastapi_balancer.models import OnStorageError, Scope
 from fastapi_balancer.storage.base import Slots, SlotsConfig, Ticket
 from fastapi_balancer.storage.redis import RedisStorage
+from fastapi_balancer.storage.redis import attachment as attachment_module
 from fastapi_balancer.storage.redis import slots as slots_module
-from fastapi_balancer.storage.redis import storage as storage_module
 from tests.conftest import MakeServer
 from tests.servers import SentinelGroup, StoreServer
 
@@ -26,7 +26,7 @@ WITHIN = 3.0  # seconds; what takes a moment may take longer on a busy machine
 @pytest.fixture(autouse=True)
 def short_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     """All workers are here at once, and a start need not wait long for others."""
-    for module in (slots_module, storage_module):
+    for module in (slots_module, attachment_module):
         monkeypatch.setattr(module, "LEARNING", 300)
 
 
@@ -404,7 +404,7 @@ def test_a_wrong_password_ends_the_start_without_showing_it(make_server: MakeSer
 def test_a_server_that_is_too_old_ends_the_start(
     redis_server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_module, "OLDEST", (99, 0))
+    monkeypatch.setattr(attachment_module, "OLDEST", (99, 0))
 
     async def main() -> None:
         with pytest.raises(StorageError, match="the server is version"):

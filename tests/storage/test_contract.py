@@ -14,6 +14,7 @@ from fastapi_balancer.errors import Rejected
 from fastapi_balancer.storage.base import Slots, SlotsConfig, Storage, Ticket
 from fastapi_balancer.storage.memory import MemoryStorage
 from fastapi_balancer.storage.redis import RedisStorage
+from fastapi_balancer.storage.redis import attachment as attachment_module
 from fastapi_balancer.storage.redis import slots as slots_module
 from fastapi_balancer.storage.redis import storage as storage_module
 from tests.conftest import missing
@@ -46,7 +47,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[StoreServer | None]:
 @pytest.fixture
 def open_storage(server: StoreServer | None, monkeypatch: pytest.MonkeyPatch) -> OpenStorage:
     """Open a store with the endpoints /a, as the test wants it, and /b, which takes one."""
-    for module in (slots_module, storage_module):
+    for module in (slots_module, attachment_module, storage_module):
         monkeypatch.setattr(module, "LEARNING", 20)  # nobody else is to be waited for
 
     def make(

@@ -66,16 +66,20 @@ class LeaseKeeper:
         self._beaten: dict[str, float] = {}  # key -> when the last beat was sent
         self._siblings: dict[str, int] = {}  # worker -> pidfd
         self._stop = threading.Event()
-        self._wake_read, self._wake_write = os.pipe()
+        self._wake_read = self._wake_write = -1
         self._thread = threading.Thread(target=self._run, name="balancer-lease", daemon=True)
 
     def start(self) -> None:
+        self._wake_read, self._wake_write = os.pipe()
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """End the thread; waits for it at most `timeout` seconds."""
+        """End the thread; waits for it at most `timeout` seconds. Nothing happens without one."""
+        if self._thread.ident is None:
+            return
         self._stop.set()
-        os.write(self._wake_write, b"x")
+        with contextlib.suppress(OSError):  # it has ended by itself
+            os.write(self._wake_write, b"x")
         self._thread.join(timeout)
 
     def _run(self) -> None:
