@@ -13,7 +13,7 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastapi_balancer.errors import ClientLeft, Rejected
+from fastapi_balancer.errors import ClientLeft, Reason, Rejected
 from fastapi_balancer.inbox import Inbox
 from fastapi_balancer.limiter import Limiter
 from fastapi_balancer.stats import EndpointStats
@@ -70,8 +70,8 @@ class Admission:
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app with a slot, or refuse. The slot is held until the app has returned."""
         if not self._health.healthy or self.limiter.draining:
-            reason = "draining" if self.limiter.draining else "unhealthy"
-            await self._refuse(scope, send, Rejected(reason, 1.0))  # type: ignore[arg-type]
+            reason: Reason = "draining" if self.limiter.draining else "unhealthy"
+            await self._refuse(scope, send, Rejected(reason, 1.0))
             return
         if _has_body(scope):
             receive = inbox = Inbox(receive)
@@ -102,6 +102,9 @@ class Admission:
         started = monotonic()
         try:
             await self._app(scope, receive, note_status)
+        except Exception:
+            status = 500  # however it began, the client sees it cut off
+            raise
         finally:
             now = monotonic()
             self.limiter.release(now - started)
@@ -156,6 +159,7 @@ class Admission:
 
     async def _refuse(self, scope: Scope, send: Send, rejected: Rejected) -> None:
         self.stats.refused(rejected.reason)
+        self.limiter.refused(rejected.reason)
         await refuse(scope, send, self.endpoint, rejected)
 
 

@@ -116,7 +116,7 @@ class BenchBalancer:
 
     async def _measure(self, endpoint: str) -> str | None:
         """Probe one endpoint and keep its capacity. Returns why it has none."""
-        settings = self.endpoints[endpoint]
+        settings = self.build().endpoints[endpoint]
         try:
             result = await self._probe(endpoint, settings)
             if result.capacity is None:

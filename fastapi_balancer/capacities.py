@@ -63,7 +63,11 @@ class Capacities:
         except StorageError as exc:
             logger.warning("%s: its capacity could not be agreed on: %s", path, exc)
         if self._storage.slots(path).capacity is None:
-            logger.warning("%s: no capacity is known: it is not limited", path)
+            logger.warning(
+                "%s: no capacity is known: it is NOT limited; set `capacity:` of this endpoint, or "
+                "`default_capacity:`",
+                path,
+            )
         else:
             logger.info("%s: capacity %d", path, self._storage.slots(path).capacity)
 

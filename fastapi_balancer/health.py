@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from anyio.to_thread import current_default_thread_limiter
 from starlette.types import ASGIApp, Message, Scope
 
 logger = logging.getLogger(__name__)
@@ -17,6 +19,7 @@ CHECK_TIMEOUT = 5.0  # seconds that the app has to answer
 STOP_TIMEOUT = 1.0  # seconds
 CHECK_AGAIN_AFTER = 1.0  # seconds, after a failure
 FAILURES = 2  # in a row that make this worker unhealthy; one may be bad luck
+LATER = (408, 425, 429)  # the 4xx that speak of the moment, not of the request
 MOST_UNANSWERED = 4  # checks left running; each may hold one of the 40 threads of `def` endpoints
 
 
@@ -57,6 +60,7 @@ class HealthChecker:
         self._scope = scope or {}
         self._clock = clock
         self._failures = 0
+        self._was_refused = False
         self._task: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -81,6 +85,10 @@ class HealthChecker:
     async def _check_for_ever(self) -> None:
         while True:
             answer = await self._check()
+            if answer is None:
+                logger.debug("GET %s waits for a thread, like all requests", self._endpoint)
+                await asyncio.sleep(CHECK_AGAIN_AFTER)
+                continue
             if answer in (404, 405):
                 self._note_success()
                 logger.info(
@@ -89,8 +97,22 @@ class HealthChecker:
                     answer,
                 )
                 return
+            if isinstance(answer, int) and 400 <= answer < 500 and answer not in LATER:
+                self._note_refusal(answer)
             failure = answer if isinstance(answer, str) else _failure(answer)
             await asyncio.sleep(self._note(failure))
+
+    def _note_refusal(self, status: int) -> None:
+        """The app does not let us look: that says nothing of its health."""
+        if not self._was_refused:
+            self._was_refused = True
+            logger.warning(
+                "GET %s answers %d to the balancer, which cannot tell its health so, and takes "
+                "it for healthy: let the host localhost in without credentials, or set "
+                "health_endpoint to a path that does",
+                self._endpoint,
+                status,
+            )
 
     def _note(self, failure: str | None) -> float:
         """Take one check's outcome into account. Returns the seconds until the next check."""
@@ -111,13 +133,22 @@ class HealthChecker:
 
     def _change(self, healthy: bool, reason: str | None) -> None:
         if healthy:
-            logger.warning("%s is healthy again, after: %s", self._endpoint, self.reason)
+            logger.warning(
+                "GET %s: healthy again, after: %s; this worker serves", self._endpoint, self.reason
+            )
         else:
-            logger.warning("%s is unhealthy: %s", self._endpoint, reason)
+            logger.warning(
+                "GET %s: unhealthy, %s, %d times in a row; this worker (pid %d) answers 503 on its "
+                "watched endpoints until it succeeds",
+                self._endpoint,
+                reason,
+                FAILURES,
+                os.getpid(),
+            )
         self.healthy, self.since, self.reason = healthy, self._clock(), reason
 
-    async def _check(self) -> int | str:
-        """Return the status that the app answered, or why there is none."""
+    async def _check(self) -> int | str | None:
+        """Return the status that the app answered, or why there is none; None: nothing is known."""
         if len(self._calls) >= MOST_UNANSWERED:
             return f"{len(self._calls)} checks are still unanswered"
         answer = _Answer()
@@ -127,6 +158,8 @@ class HealthChecker:
         # The call has a task of its own, because the app may ignore its cancellation, or raise one.
         try:
             await asyncio.wait({call}, timeout=CHECK_TIMEOUT)
+            if not call.done() and _threads_are_busy():
+                return None
         finally:
             call.cancel()
         return answer.status if answer.is_complete else _problem(call)
@@ -187,7 +220,13 @@ class _Answer:
 
 
 def _failure(status: int) -> str | None:
-    return None if 200 <= status < 400 else f"it answered {status}"
+    sick = status < 200 or status >= 500 or status in LATER
+    return f"it answered {status}" if sick else None
+
+
+def _threads_are_busy() -> bool:
+    """Whether every thread that `def` endpoints share is taken: a check then waits its turn."""
+    return current_default_thread_limiter().available_tokens <= 0
 
 
 def _problem(call: asyncio.Task[None]) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
 
 from fastapi_balancer.errors import ClientLeft, Reason, Rejected
 from fastapi_balancer.storage.base import Slots, Ticket
 
+logger = logging.getLogger(__name__)
+
+LOG_EVERY = 60.0  # seconds between two lines about refusals
 RETRY_AFTER_MOST = 60.0  # seconds
 RETRY_AFTER_LEAST = 1.0
 RATE_OVER = 64  # the last so many releases give the rate at which slots become free
@@ -21,7 +25,10 @@ class Limiter:
     it, a request would be refused before the store could say that a slot is free.
     """
 
-    def __init__(self, slots: Slots, *, queue_timeout: float, ask_time: float = 0.0) -> None:
+    def __init__(
+        self, slots: Slots, *, queue_timeout: float, ask_time: float = 0.0, name: str = ""
+    ) -> None:
+        self.name = name
         self.slots = slots
         self.queue_timeout = queue_timeout
         self.draining = False
@@ -29,6 +36,8 @@ class Limiter:
         self._patience = max(queue_timeout, ask_time)
         self._waiting: dict[Ticket, float] = {}  # in order of arrival -> when they came
         self._loop = asyncio.get_running_loop()
+        self._refused: dict[Reason, int] = {}  # since the last line in the log
+        self._silent_until = 0.0
         self._released: deque[float] = deque(maxlen=RATE_OVER)
 
     @property
@@ -92,6 +101,23 @@ class Limiter:
         self.draining = True
         for ticket in list(self._waiting):
             self.refuse(ticket, "draining")
+
+    def refused(self, reason: Reason) -> None:
+        """Note a refusal for the log: the first at once, then at most one line a minute."""
+        self._refused[reason] = self._refused.get(reason, 0) + 1
+        now = self._loop.time()
+        if now < self._silent_until:
+            return
+        logger.warning(
+            "%s: refused %s; capacity %s, %d active and %d queued in this worker",
+            self.name,
+            ", ".join(f"{count} ({reason})" for reason, count in self._refused.items()),
+            self.slots.capacity,
+            self.slots.active,
+            self.slots.queued,
+        )
+        self._refused.clear()
+        self._silent_until = now + LOG_EVERY
 
     def retry_after(self) -> float:
         """Seconds until those who wait here now will have been served, at the present rate."""

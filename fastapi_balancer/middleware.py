@@ -10,7 +10,7 @@ from typing import Protocol
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastapi_balancer.admin import AdminRoutes
+from fastapi_balancer.admin import PREFIX, AdminRoutes
 from fastapi_balancer.admission import Admission
 from fastapi_balancer.errors import BalancerError
 
@@ -51,6 +51,8 @@ class Routes:
             for pattern, admission in self._templates:
                 if pattern.match(path):
                     return admission
+            if path.endswith("\n"):  # `$` of starlette's patterns matches before it, too
+                return self.literal.get(path[:-1])
         return found
 
 
@@ -76,7 +78,7 @@ class BalancerMiddleware:
         if not self._lifecycle.ready:
             await self._lifecycle.start_late(self, scope)
         path = _route_path(scope)
-        if path.startswith("/balancer/") and self.admin is not None:
+        if path.startswith(PREFIX) and self.admin is not None:
             await self.admin(scope, receive, send, path)
             return
         admission = self.routes.find(path)

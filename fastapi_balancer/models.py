@@ -109,8 +109,8 @@ class StorageConfig(Section):
     """`memory` (one process), `redis` (any number of workers and hosts), or `embedded` (all workers
     of one host, with a server that starts by itself)."""
     url: Address | None = None
-    """Address of the Redis or Valkey server, for `type: redis`: `redis://`, `rediss://`, `unix://`,
-    or `redis+sentinel://host:port,host:port/service/db`."""
+    """Address of the Redis (6.2 or newer) or Valkey server, for `type: redis`: `redis://`,
+    `rediss://`, `unix://`, or `redis+sentinel://host:port,host:port/service/db`."""
     timeout: Timeout = 0.25
     """How long one call to the store may take before the store counts as away."""
     lease: Lease = 10.0
@@ -131,9 +131,9 @@ class UIConfig(Section):
     """The dashboard, and the credentials for everything below `/balancer/` that shows something."""
 
     enable: bool = True
-    """Whether the dashboard is served."""
+    """Whether the dashboard is served. No effect yet: it is being rebuilt."""
     path: MountPath = "/balancer/ui"
-    """Where the dashboard is served."""
+    """Where the dashboard is served. No effect yet."""
     username: str | None = None
     """User name for HTTP Basic authentication. Unset, as `password` then must be: open to all."""
     password: Secret | None = None

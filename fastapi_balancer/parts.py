@@ -76,6 +76,8 @@ class Parts:
             for path, settings in self._config.endpoints.items()
         }
         self._capacities = Capacities(self._config, storage, self._prober(storage))
+        if self._draining:  # told to end before there was anything to drain
+            self.drain()
         await self._capacities.find(probe=probe)
         self._health.start()
         self._snapshots.start()
@@ -108,6 +110,13 @@ class Parts:
 
     def drain(self) -> None:
         """Send all waiting requests away and begin no new ones. What runs goes on."""
+        if not self._draining and self._serving:
+            slots = [limiter.slots for limiter in self._limiters.values()]
+            logger.info(
+                "ending: %d requests go on, %d that wait are sent away",
+                sum(each.active for each in slots),
+                sum(each.queued for each in slots),
+            )
         self._draining = True
         for limiter in self._limiters.values():
             limiter.drain()
@@ -167,6 +176,7 @@ class Parts:
         shared = self._config.storage.type is not StorageType.MEMORY
         limiter = self._limiters[path] = Limiter(
             storage.slots(path),
+            name=path,
             queue_timeout=_first(settings.queue_timeout, self._config.queue_timeout),
             ask_time=self._config.storage.timeout if shared else 0.0,
         )

@@ -673,3 +673,16 @@ async def test_whatever_clients_and_apps_do_all_slots_come_back(seed: int) -> No
     await settle()
     assert (gate.slots.active, gate.slots.queued, running, most) == (0, 0, 0, 4)
     assert asyncio.all_tasks() == before
+
+
+@virtual
+async def test_an_answer_that_breaks_off_counts_as_an_error() -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ZeroDivisionError
+
+    gate = Gate(broken)
+    with pytest.raises(ZeroDivisionError):
+        await Exchange(gate.run).end()
+    assert gate.counts == {"served": 1, "errors": 1, "left": 0, "refused": {}}
+    assert gate.slots.active == 0

@@ -533,7 +533,10 @@ async def test_without_any_capacity_an_endpoint_is_not_limited_and_that_is_said(
     store: type[Store], probed: dict[str, int | None], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert await started_with() is None
-    assert warnings(caplog) == ["/work: no capacity is known: it is not limited"]
+    assert warnings(caplog) == [
+        "/work: no capacity is known: it is NOT limited; set `capacity:` of this endpoint, or "
+        "`default_capacity:`"
+    ]
 
 
 @virtual
@@ -567,3 +570,27 @@ async def test_a_default_holds_where_the_store_cannot_be_asked(
     app = service(endpoints={"/work": {}}, probe_on_startup=False, default_capacity=3)
     async with Lifespan(app):
         assert await capacity(app) == 3
+
+
+@virtual
+async def test_nothing_is_logged_per_request(caplog: pytest.LogCaptureFixture) -> None:
+    app = service(endpoints={"/work": {"capacity": 1}}, queue_timeout=0)
+    async with Lifespan(app):
+        await settle()
+        caplog.set_level(logging.INFO)
+        caplog.clear()
+        exchanges = [Exchange(app).start() for _ in range(50)]
+        for exchange in exchanges:
+            await exchange.end()
+        assert [exchange.status for exchange in exchanges] == [200] + [504] * 49
+        assert warnings(caplog) == [
+            "/work: refused 1 (queue_timeout); capacity 1, 1 active and 0 queued in this worker"
+        ]
+
+
+@virtual
+async def test_a_path_with_a_final_newline_reaches_the_endpoint_and_is_limited() -> None:
+    app = service(endpoints={"/work": {"capacity": 1}})
+    async with Lifespan(app):
+        assert (await Exchange(app, "/work\n").end()).status == 200
+        assert (await stats(app))["/work"]["served"] == 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fastapi_balancer import health
 from fastapi_balancer.health import HealthChecker
 from fastapi_balancer.testing import run_virtual
 
@@ -65,7 +67,7 @@ def test_2xx_and_3xx_are_healthy(status: int) -> None:
     ("step", "reason"),
     [
         (500, "it answered 500"),
-        (401, "it answered 401"),
+        (429, "it answered 429"),
         (RuntimeError("a secret"), "it raised RuntimeError"),
         (asyncio.CancelledError(), "it was cancelled"),
         (6.0, "no answer within 5 s"),
@@ -110,8 +112,13 @@ def test_a_change_is_one_warning_with_its_reason(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO):
         checked(App(500, 500, 503, 503, 200), 30)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "/health is unhealthy: it answered 500"),
-        ("WARNING", "/health is healthy again, after: it answered 503"),
+        (
+            "WARNING",
+            "GET /health: unhealthy, it answered 500, 2 times in a row; "
+            f"this worker (pid {os.getpid()}) answers 503 on its watched endpoints "
+            "until it succeeds",
+        ),
+        ("WARNING", "GET /health: healthy again, after: it answered 503; this worker serves"),
     ]
 
 
@@ -267,3 +274,22 @@ def test_a_real_app_that_raises_is_unhealthy() -> None:
 def test_a_real_app_without_the_route_counts_as_healthy() -> None:
     checker = checked(FastAPI(), 60)
     assert (checker.healthy, checker.reason) == (True, None)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_an_app_that_does_not_let_us_look_counts_as_healthy(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App(status, status, status, 500, 500)
+    checker = checked(app, 25)
+    assert checker.healthy
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert f"GET /health answers {status}" in warnings[0]
+    assert app.asked_at == [0, 10, 20]
+
+
+def test_a_check_that_waits_for_a_thread_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_threads_are_busy", lambda: True)
+    checker = checked(App(6.0), 30)
+    assert checker.healthy

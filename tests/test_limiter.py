@@ -14,9 +14,15 @@ from tests.exchange import settle
 from tests.virtual import virtual
 
 
-def make(capacity: int | None = 1, *, queue_size: int = 100, **options: float) -> Limiter:
+def make(
+    capacity: int | None = 1,
+    *,
+    queue_size: int = 100,
+    queue_timeout: float = 30.0,
+    ask_time: float = 0.0,
+) -> Limiter:
     slots = MemorySlots(capacity=capacity, queue_size=queue_size)
-    return Limiter(slots, **{"queue_timeout": 30.0, **options})
+    return Limiter(slots, queue_timeout=queue_timeout, ask_time=ask_time)
 
 
 async def queued(limiter: Limiter, done: Callable[[], object] = lambda: None) -> None:
@@ -311,3 +317,17 @@ async def test_a_thousand_random_ways_out_lose_no_slot() -> None:
     kinds = {type(result).__name__ for result in results}
     assert kinds == {"NoneType", "CancelledError", "ClientLeft", "Rejected"}
     assert (limiter.slots.active, limiter.slots.queued, most) == (0, 0, 3)
+
+
+@virtual
+async def test_refusals_are_told_at_once_and_then_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limiter = make(1)
+    for _ in range(100):
+        limiter.refused("queue_full")
+    assert len(caplog.messages) == 1
+    await asyncio.sleep(60)
+    limiter.refused("queue_timeout")
+    assert len(caplog.messages) == 2
+    assert "refused 99 (queue_full), 1 (queue_timeout); capacity 1" in caplog.messages[1]

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from fastapi_balancer.admin.auth import BasicAuth
-from fastapi_balancer.admin.routes import AdminRoutes, Readiness
+from fastapi_balancer.admin.routes import PREFIX, AdminRoutes, Readiness
 
-__all__ = ["AdminRoutes", "BasicAuth", "Readiness"]
+__all__ = ["PREFIX", "AdminRoutes", "BasicAuth", "Readiness"]

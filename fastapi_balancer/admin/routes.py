@@ -24,7 +24,6 @@ HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 class Readiness:
     """What decides whether this worker should get requests."""
 
-    starting: bool = False
     draining: bool = False
     unhealthy: bool = False
     storage_degraded: bool = False  # told, but the worker serves all the same
@@ -33,7 +32,6 @@ class Readiness:
     def reasons(self) -> list[str]:
         """Why this worker is not ready, in words. Empty: it is ready."""
         words = {
-            "starting": self.starting,
             "draining": self.draining,
             "unhealthy": self.unhealthy,
         }
@@ -61,10 +59,6 @@ class AdminRoutes:
             PREFIX + "livez": self._livez,
             PREFIX + "readyz": self._readyz,
         }
-
-    def handles(self, path: str) -> bool:
-        """Whether a path, without its root path, is answered here."""
-        return path.startswith(PREFIX)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         """Answer one request. `path` is the scope's path without its root path."""

@@ -41,13 +41,15 @@ class BalancerConfig(Section):
     storage: StorageConfig = Field(default_factory=StorageConfig)
     """Where the slots, the queue and the results of probes are kept."""
     routing_strategy: RoutingStrategy = RoutingStrategy.ROUND_ROBIN
-    """How one of several backends is picked."""
+    """How one of several backends is picked. No effect yet: there is no gateway."""
     health_endpoint: LiteralPath = "/health"
-    """The service's own health check. A service without it counts as healthy."""
+    """The service's own health check. While it fails, twice in a row, the watched endpoints of that
+    worker answer 503. A service without it (404, 405) counts as healthy."""
     health_check_interval: Duration = 10.0
     """How long after one health check the next one starts."""
     queue_timeout: Seconds = 30.0
-    """How long a request may wait for a slot; then it is answered with 504. 0: not at all."""
+    """How long a request may wait for a slot; then it is answered with 504. 0: not
+    at all, but for asking a shared store, which takes `storage.timeout` at the most."""
     probe_on_startup: bool = True
     """Whether the capacity of an endpoint that has no `capacity` is measured at start-up."""
     force_reprobe: bool = False
@@ -69,7 +71,8 @@ class BalancerConfig(Section):
     an endpoint is not limited."""
     scope: Scope = Scope.GLOBAL
     """The processes that share one capacity: all workers on all hosts, those of a host, or each
-    worker alone."""
+    worker alone. The probe measures one worker: where each has a limit of its own, that is
+    `worker`."""
     on_storage_error: OnStorageError = OnStorageError.LOCAL
     """What is admitted while the store is away: `local` each worker's share of the last known
     capacity, `open` everything, `closed` nothing."""

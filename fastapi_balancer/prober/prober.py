@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = "probe"  # one for all endpoints: two probes at once would measure each other
 LOCK_TTL = 15.0  # longer than a handler under probe may block the event loop, and the renewal
+TOGETHER = 5.0  # seconds within which the workers of one start begin
 POLL = 0.2  # seconds between two looks at what the worker with the lock has found
 
 
@@ -107,8 +109,9 @@ class Prober:
     async def _agree(
         self, endpoint: str, settings: EndpointProbeConfig, force: bool, start_id: str
     ) -> ProbeResult:
+        began = time.time()
         while True:
-            known = await self._known(endpoint, force, start_id)
+            known = await self._known(endpoint, force, start_id, began)
             if known is not None:
                 return known
             fence = await self.storage.lock(LOCK, LOCK_TTL)
@@ -117,22 +120,28 @@ class Prober:
                 continue
             try:
                 # another worker may have finished between our look and our lock
-                known = await self._known(endpoint, force, start_id)
+                known = await self._known(endpoint, force, start_id, began)
                 found = known or await self._probe_locked(endpoint, settings, fence, start_id)
             finally:
                 await self._unlock(fence)
             if found is not None:
                 return found
 
-    async def _known(self, endpoint: str, force: bool, start_id: str) -> ProbeResult | None:
-        """A stored result that may be used. Raises `ProbeError` if this start failed already."""
+    async def _known(
+        self, endpoint: str, force: bool, start_id: str, began: float
+    ) -> ProbeResult | None:
+        """A stored result that may be used.
+
+        Raises `ProbeError` if a worker of this start has failed since this one `began` to ask. An
+        earlier failure says nothing: a reload keeps the supervisor, and may have mended the cause.
+        """
         result = await self.stored(endpoint)
         if result is not None and (not force or result.start_id == start_id):
             self._log_reuse(result)
             return result
         record = await self.storage.load(_failure_key(endpoint))
         failure = json.loads(record) if record else {}
-        if failure.get("start_id") == start_id:
+        if failure.get("start_id") == start_id and failure.get("at", 0) > began - TOGETHER:
             raise ProbeError(f"{failure['reason']} (found by worker {failure['worker']})")
         return None
 
@@ -162,13 +171,31 @@ class Prober:
                 raise ProbeError(f"{result.reason}.")
         except ProbeError as error:
             # told to the other workers, or each of them would find out for itself, one by one
-            failure = {"start_id": start_id, "reason": str(error), "worker": self.storage.worker}
+            failure = {
+                "start_id": start_id,
+                "at": time.time(),
+                "reason": str(error),
+                "worker": self.storage.worker,
+            }
             record = json.dumps(failure).encode()
             await self.storage.save_fenced(_failure_key(endpoint), record, LOCK, fence)
             raise
-        key = _result_key(endpoint)
-        saved = await self.storage.save_fenced(key, result.to_json(), LOCK, fence)
-        return result if saved else None
+        return result if await self._save(result, fence) else None
+
+    async def _save(self, result: ProbeResult, fence: int) -> bool:
+        """Save a result that took long to find, for as long as the lock may still be ours.
+
+        False: the lock was lost, and with it the right to say what the capacity is.
+        """
+        for _ in range(round(LOCK_TTL / POLL)):
+            try:
+                key = _result_key(result.endpoint)
+                return await self.storage.save_fenced(key, result.to_json(), LOCK, fence)
+            except StorageError as error:
+                logger.debug("the result of the probe was not saved: %s", error)
+                await asyncio.sleep(POLL)
+        logger.warning("probe %s: the result could not be saved", result.endpoint)
+        return True  # it holds in this worker
 
     async def _renew(self, fence: int) -> None:
         """Keep the lock; return when it is lost."""

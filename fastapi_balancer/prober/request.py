@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from fastapi_balancer.environment import FromEnvironment
 from fastapi_balancer.errors import ProbeError
 from fastapi_balancer.models import EndpointProbeConfig
 
@@ -56,7 +57,7 @@ def build_request(endpoint: str, settings: EndpointProbeConfig) -> ProbeRequest:
         query_string=_quote(query),
         headers=(*((k.encode(), v.encode()) for k, v in headers.items()), PROBE_HEADER),
         body=body,
-        secrets=frozenset(_parts(given.values())),
+        secrets=frozenset(_parts((*given.values(), *_from_environment(settings.body)))),
     )
 
 
@@ -75,11 +76,18 @@ def explain_refusal(endpoint: str, request: ProbeRequest, status: int, body: byt
 
 
 def explain_redirect(endpoint: str, request: ProbeRequest, location: str | None) -> str | None:
-    """Say that the first answer only mends a slash of the path; None when it does not.
+    """Say that the first answer only mends the address; None when it does not.
 
-    The framework gives such an answer without ever calling the endpoint.
+    Frameworks and middleware give such answers without ever calling the endpoint.
     """
-    target = urlsplit(location or "").path
+    parts = urlsplit(location or "")
+    target = parts.path
+    if target == request.path and (parts.scheme == "https" or parts.netloc):
+        return (
+            f"{request.method} {endpoint} only redirects to {parts.scheme}://{parts.netloc}. "
+            "To have it measured, add that middleware after `wrap`, so that it stands before the "
+            "balancer; or set `capacity:`, then it is not probed."
+        )
     if not target or target.rstrip("/") != request.path.rstrip("/") or target == request.path:
         return None
     return (
@@ -126,6 +134,15 @@ def _quote(text: str) -> bytes:
 
 def _percent(character: str) -> bytes:
     return b"".join(b"%%%02X" % byte for byte in character.encode())
+
+
+def _from_environment(value: object) -> Iterable[str]:
+    """The texts in a body that stand in the environment: there is a reason why."""
+    if isinstance(value, FromEnvironment):
+        yield str(value)
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _from_environment(each)
 
 
 def _parts(values: Iterable[str]) -> Iterable[str]:

@@ -12,7 +12,7 @@ from fastapi_balancer.stats.histogram import SLICE, HistogramData, Window
 
 REPORT_VERSION = 1  # reports of another version are not understood, and left out
 
-State = Literal["starting", "ready", "draining", "stopped"]
+State = Literal["ready", "draining", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)

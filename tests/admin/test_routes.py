@@ -110,7 +110,6 @@ def test_the_orchestrators_probes_need_no_credentials() -> None:
     ("readiness", "status", "reasons", "storage"),
     [
         (Readiness(), 200, [], "ok"),
-        (Readiness(starting=True), 503, ["starting"], "ok"),
         (Readiness(draining=True), 503, ["draining"], "ok"),
         (Readiness(unhealthy=True), 503, ["unhealthy"], "ok"),
         (Readiness(storage_degraded=True), 200, [], "degraded"),
@@ -154,22 +153,6 @@ def test_unknown_paths_are_404_as_problem_details(path: str) -> None:
         "status": 404,
         "detail": "There is nothing at this path.",
     }
-
-
-@pytest.mark.parametrize(
-    ("path", "handled"),
-    [
-        ("/balancer/stats", True),
-        ("/balancer/anything", True),
-        ("/balancer", False),
-        ("/balancers/stats", False),
-        ("/api/balancer/stats", False),
-        ("/", False),
-        ("", False),
-    ],
-)
-def test_only_what_is_below_the_prefix_is_handled(path: str, handled: bool) -> None:
-    assert routes().handles(path) is handled
 
 
 @pytest.mark.parametrize("extensions", [{}, {"websocket.http.response": {}}])

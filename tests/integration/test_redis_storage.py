@@ -458,3 +458,31 @@ def test_sentinels_lead_to_the_new_primary(sentinel_group: SentinelGroup) -> Non
             assert a.active + b.active == 2
 
     asyncio.run(main())
+
+
+def test_a_store_that_refuses_to_write_does_not_starve_the_workers(
+    own_server: StoreServer,
+) -> None:
+    async def main() -> None:
+        async with crew(own_server.url, 1, capacity=2) as (storage,):
+            slots = storage.slots("/a")
+            await hold(slots)
+            slots.release(0.5)  # so long may others need to come down to their shares
+            own_server.cli("config", "set", "maxmemory", "1")
+            kill_connections(own_server)
+            await until(lambda: storage.status().degraded)
+            await hold(slots, 2)
+            own_server.cli("config", "set", "maxmemory", "0")
+            await until(lambda: not storage.status().degraded)
+
+    asyncio.run(main())
+
+
+def test_a_storage_without_endpoints_leaves_nothing_running(redis_server: StoreServer) -> None:
+    async def main() -> None:
+        storage = RedisStorage(redis_server.url, {})
+        await storage.open()
+        await storage.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())

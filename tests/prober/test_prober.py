@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Coroutine
 from dataclasses import replace
 from itertools import pairwise
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp
 
+from fastapi_balancer.errors import StorageError
 from fastapi_balancer.models import EndpointProbeConfig, ProbeConfig
 from fastapi_balancer.prober import Prober, ProbeResult
 from fastapi_balancer.prober.prober import LOCK, LOCK_TTL
@@ -327,3 +329,27 @@ def test_a_defect_of_ours_does_not_keep_the_service_from_starting(
     assert run_virtual(capacity_of(prober_for(constant(0.1), storage))) is None
     (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert record.exc_info
+
+
+def test_a_failure_of_long_ago_is_not_taken_for_one_of_now() -> None:
+    """A reload has the same supervisor, and so the same start, but may have mended the cause."""
+    failure = {"start_id": "s1", "at": time.time() - 60, "reason": "401", "worker": "w0"}
+    storage = FakeStorage(Shared({"probe-failure:/x": json.dumps(failure).encode()}))
+    result = run_virtual(capacity_of(prober_for(pool(3, 0.1), storage)))
+    assert result is not None
+    assert result.capacity == 3
+
+
+def test_a_result_is_saved_as_soon_as_the_store_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, saved = FakeStorage(), FakeStorage.save_fenced
+    refusals = iter([True] * 5 + [False] * 5)
+
+    async def sometimes(*given: Any) -> bool:
+        if next(refusals):
+            raise StorageError("away")
+        return await saved(*given)
+
+    monkeypatch.setattr(FakeStorage, "save_fenced", sometimes)
+    result = run_virtual(capacity_of(prober_for(pool(3, 0.1), storage)))
+    assert result is not None
+    assert ProbeResult.from_json(storage.shared.records[KEY]).capacity == 3

@@ -130,3 +130,11 @@ def test_a_redirect_that_only_adds_a_slash_is_explained(target: str) -> None:
 @pytest.mark.parametrize("target", [None, "", "/", "/elsewhere", "/x"])
 def test_other_redirects_are_answers_like_any_other(target: str | None) -> None:
     assert explain_redirect("/x", build("/x"), target) is None
+
+
+@pytest.mark.parametrize("target", ["https://localhost/x", "http://www.example.org/x"])
+def test_a_redirect_to_another_scheme_or_host_is_explained(target: str) -> None:
+    told = explain_redirect("/x", build("/x"), target)
+    assert told is not None
+    assert target.removesuffix("/x") in told
+    assert "after `wrap`" in told

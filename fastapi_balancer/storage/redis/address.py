@@ -15,6 +15,7 @@ from redis.sentinel import Sentinel
 
 from fastapi_balancer.errors import ConfigError
 
+OURS = {"protocol", "socket_timeout", "socket_connect_timeout", "retry", "max_connections"}
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
 
@@ -40,6 +41,18 @@ class Address:
             raise ConfigError(f"storage.url: {exc}") from exc
         self._class: type[AbstractConnection] = self._options.pop("connection_class", Connection)
         self._sync_url = url
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Raise `ConfigError` for query options that are ours to set, or that nobody knows."""
+        if taken := OURS & self._options.keys():
+            raise ConfigError(
+                f"storage.url: leave out {', '.join(sorted(taken))}; storage.timeout bounds calls"
+            )
+        try:
+            self._class(**self._options)
+        except TypeError as exc:
+            raise ConfigError(f"storage.url: {exc}") from exc
 
     def _read_sentinels(self, url: str) -> str:
         """Keep the sentinels' addresses; return the URL of the server they know of."""
@@ -65,7 +78,7 @@ class Address:
         if self._sentinels:
             sentinel = AsyncSentinel(  # type: ignore[no-untyped-call] # redis-py
                 self._sentinels,
-                sentinel_kwargs={"socket_timeout": self.connect_timeout, "protocol": 2},
+                sentinel_kwargs=self._for_sentinels(AsyncRetry(NoBackoff(), 0)),
             )
             try:
                 options["host"], options["port"] = await sentinel.discover_master(self._service)
@@ -93,10 +106,17 @@ class Address:
         pool = redis.ConnectionPool.from_url(self._sync_url, **options)
         if self._sentinels:
             sentinel = Sentinel(  # type: ignore[no-untyped-call] # redis-py
-                self._sentinels, sentinel_kwargs={"socket_timeout": self.connect_timeout}
+                self._sentinels, sentinel_kwargs=self._for_sentinels(Retry(NoBackoff(), 0))
             )
-            host, port = sentinel.discover_master(self._service)  # type: ignore[no-untyped-call]
-            pool.connection_kwargs.update(host=host, port=port)
-            for each in sentinel.sentinels:
-                each.close()
+            try:
+                found = sentinel.discover_master(self._service)  # type: ignore[no-untyped-call]
+                pool.connection_kwargs.update(host=found[0], port=found[1])
+            finally:
+                for each in sentinel.sentinels:
+                    each.close()
         return redis.Redis(connection_pool=pool)
+
+    def _for_sentinels(self, retry: object) -> dict[str, Any]:
+        """Options of the connections to sentinels: one that is dead leaves time for the next."""
+        timeout = self.connect_timeout / (len(self._sentinels) + 1)
+        return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": retry}

@@ -14,10 +14,11 @@ from time import monotonic
 from redis.exceptions import AuthenticationError, RedisError
 
 from fastapi_balancer.errors import StorageError
+from fastapi_balancer.models import OnStorageError
 from fastapi_balancer.processes import siblings, worker_id
 from fastapi_balancer.storage.redis.address import Address
 from fastapi_balancer.storage.redis.lease import LeaseKeeper
-from fastapi_balancer.storage.redis.link import Command, Done, Link
+from fastapi_balancer.storage.redis.link import SECOND_LOOK, Command, Done, Link
 from fastapi_balancer.storage.redis.scripts import SHA, SOURCES
 from fastapi_balancer.storage.redis.slots import LEARNING, SharedSlots
 
@@ -45,6 +46,7 @@ class Attachment:
         *,
         timeout: float,
         lease: float,
+        on_storage_error: OnStorageError,
         revive: Callable[[], object] | None = None,
     ) -> None:
         self.worker = worker_id()
@@ -53,10 +55,12 @@ class Attachment:
         self.tick = 0.0
         self.away_since: float | None = None
         self.away_count = 0
+        self._why = f"no answer within {timeout:g} s"  # the store is not attached
 
         self._loop = asyncio.get_running_loop()
         self._address = address
         self._timeout = timeout
+        self._on_storage_error = on_storage_error
         self._lease = lease
         self._shared: dict[SharedSlots, Keys] = {}
         self._channels: dict[bytes, Callable[[bytes], None]] = {}
@@ -69,6 +73,7 @@ class Attachment:
         self._fatal: StorageError | None = None
         self._away_timer: asyncio.TimerHandle | None = None
         self._ticker: asyncio.TimerHandle | None = None
+        self._siblings: int | None = None  # counted once while the store is away
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._keeper = LeaseKeeper(
@@ -157,10 +162,13 @@ class Attachment:
         """How many workers share the store, as it said last; 1 if it never did."""
         return max([1, *(len(slots.peers) for slots in self._shared)])
 
-    def sharers(self) -> int:
+    def sharers(self, slots: SharedSlots) -> int:
         """How many workers share a capacity while the store is away."""
-        workers = self.workers()
-        return workers if workers > 1 else siblings()  # the store may never have said who is there
+        if len(slots.peers) > 1:
+            return len(slots.peers)
+        if self._siblings is None:  # the store may never have said who is there
+            self._siblings = siblings()
+        return self._siblings
 
     # ------------------------------------------------------------------ what the slots ask
 
@@ -245,11 +253,15 @@ class Attachment:
                     link = await self._attach()
             except (RedisError, OSError, TimeoutError, StorageError, ValueError) as exc:
                 self._failed(exc)
+            except Exception as exc:
+                logger.exception("the store, or what stands before it, answers unexpectedly")
+                self._failed(exc)
             else:
                 pause = RETRY[0]
                 self._came_back()
                 reason = await asyncio.shield(link.lost)  # `drop` must find it as it is
                 self._attached.clear()
+                self._why = reason
                 logger.debug("connection lost: %s", reason)
                 for slots in self._shared:
                     slots.lost()
@@ -319,27 +331,41 @@ class Attachment:
             self._fatal = StorageError("the store refuses the credentials of storage.url")
         if self._fatal is not None:
             self._ready.set()
-        logger.debug("cannot attach: %s: %s", type(exc).__name__, exc)
+        self._why = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+        logger.debug("cannot attach: %s", self._why)
         if self.away_since is not None:
             self._go_local()
 
     def _arm_away(self) -> None:
         if self._away_timer is None and self.away_since is None:
-            self._away_timer = self._loop.call_later(self._timeout, self._go_away)
+            due = self._loop.time() + self._timeout
+            self._away_timer = self._loop.call_at(due, self._is_missing, due)
+
+    def _is_missing(self, due: float) -> None:
+        """The time for the store to come back is over, unless it was this loop that was late."""
+        self._away_timer = None
+        if self._loop.time() - due > SECOND_LOOK:
+            self._arm_away()
+        else:
+            self._go_away()
 
     def _go_away(self) -> None:
         self._disarm_away()
         if self.away_since is None and not self._closing:
             self.away_since = monotonic()
             self.away_count += 1
-            logger.warning("the store is away; going on as on_storage_error says")
+            logger.warning(
+                "the store is away (%s); on_storage_error: %s, until it is back",
+                self._why,
+                self._on_storage_error,
+            )
         self._go_local()
         self._ready.set()
 
     def _go_local(self) -> None:
-        workers = self.sharers()
         for slots in self._shared:
-            slots.go_away(workers)
+            if not slots.is_away:
+                slots.go_away(self.sharers(slots))
 
     def _came_back(self) -> None:
         self._attached.set()
@@ -347,6 +373,7 @@ class Attachment:
         if self.away_since is not None:
             logger.warning("the store is back after %.1f s", monotonic() - self.away_since)
             self.away_since = None
+            self._siblings = None
         self._ready.set()
 
     def _disarm_away(self) -> None:
@@ -357,7 +384,7 @@ class Attachment:
     def _tick(self) -> None:
         self.tick = monotonic()
         self._ticker = self._loop.call_later(TICK, self._tick)
-        if any(slots.suspended for slots in self._shared):
+        if self._attached.is_set() and any(slots.suspended for slots in self._shared):
             self.reset("the event loop hung")
         elif self._link is not None and any(slots.queued for slots in self._shared):
             self._link.prove_alive(SILENCE)

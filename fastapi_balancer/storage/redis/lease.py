@@ -95,14 +95,23 @@ class LeaseKeeper:
                     self._host.suspect(f"no beat: {type(exc).__name__}")
                     failed = True
                 if self._revive is not None:
-                    with contextlib.suppress(Exception):  # said by the server's own log
-                        self._revive()
+                    self._try_to_revive(self._revive)
+            except Exception:
+                logger.exception("a round of the lease's thread failed")
+                self._disconnect()
+                failed = True
             self._wait(0.1 if failed else self._pause())
         self._disconnect()
         for pidfd in self._siblings.values():
             os.close(pidfd)
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+    def _try_to_revive(self, revive: Callable[[], object]) -> None:
+        try:
+            revive()
+        except Exception:
+            logger.debug("the server was not revived", exc_info=True)
 
     def _disconnect(self) -> None:
         if self._client is not None:
@@ -182,6 +191,9 @@ class LeaseKeeper:
             except ProcessLookupError:
                 self._reap(worker)
                 continue
+            except OSError as exc:  # an old kernel, or a sandbox: the grace or the lease does it
+                logger.debug("worker %s cannot be watched: %s", worker, exc)
+                continue
             if started_at(int(pid)) == start:
                 self._siblings[worker] = pidfd
             else:  # the pid belongs to another process by now
@@ -228,6 +240,8 @@ class LeaseKeeper:
             return
         self._undeclared = True
         session = self._host.next_session()
+        assert self._client is not None  # set by _round
+        self._run_id = self._client.info("server")["run_id"]  # it may have been replaced
         calls = [
             (keys, (self._host.worker, session, *slots.suspend(self._run_id)))
             for keys, slots in shared

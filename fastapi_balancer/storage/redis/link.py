@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -12,6 +13,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
 from fastapi_balancer.errors import StorageError
+
+logger = logging.getLogger(__name__)
 
 Done = Callable[[object], None]
 Command = tuple[str | int | bytes, ...]
@@ -128,6 +131,9 @@ class Link:
                 await self._connection.send_packed_command(packed, check_health=False)
         except (RedisError, OSError) as exc:
             self.drop(f"{type(exc).__name__}: {exc}")
+        except Exception as exc:
+            logger.exception("the connection to the store failed unexpectedly")
+            self.drop(f"{type(exc).__name__}: {exc}")
 
     async def _read(self) -> None:
         read = self._connection.read_response
@@ -147,6 +153,9 @@ class Link:
                 else:
                     self.drop("the server answered more than it was asked")
         except (RedisError, OSError) as exc:
+            self.drop(f"{type(exc).__name__}: {exc}")
+        except Exception as exc:
+            logger.exception("the connection to the store failed unexpectedly")
             self.drop(f"{type(exc).__name__}: {exc}")
 
     def _watch_replies(self) -> None:

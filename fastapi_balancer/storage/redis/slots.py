@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Protocol
 
-from fastapi_balancer.errors import Rejected
+from fastapi_balancer.errors import Reason, Rejected
 from fastapi_balancer.models import OnStorageError
 from fastapi_balancer.storage.base import Ticket
 
@@ -90,6 +90,8 @@ class SharedSlots:
         self._declared = 0  # slots owned when it was last declared
         self._slowest = 0.0  # about the longest that a slot was held of late
         self._share = 0
+        self._grow_at = 0.0  # when others have come down to their shares, while the store is away
+        self._closed = False
         self._linger_timer: asyncio.TimerHandle | None = None
         self._lazy_timer: asyncio.TimerHandle | None = None
         self._learn_timer: asyncio.TimerHandle | None = None
@@ -226,7 +228,7 @@ class SharedSlots:
         self._link.wake(self)
 
     def _keep_for_a_while(self) -> None:
-        if self._linger_timer is None:
+        if self._linger_timer is None and not self._closed:
             self._linger_timer = self._loop.call_later(LINGER, self._give_back_idle)
 
     def _give_back_idle(self) -> None:
@@ -414,10 +416,13 @@ class SharedSlots:
         """The store is away for now: go on as `on_storage_error` says. Repeating it is harmless."""
         if self._away is not None:
             return
+        if not self._was_away:
+            self._grow_at = self._loop.time() + min(self._slowest, self.lease)
         self._attached = False
         self._was_away = True
         self._away = self.on_storage_error
         if self._away is OnStorageError.CLOSED:
+            self._suspended = False
             self._lease_until = 0.0  # what is idle is not used either
             for ticket in list(self._tickets.values()):
                 self._refuse(ticket, "storage_unavailable")
@@ -447,7 +452,8 @@ class SharedSlots:
                 self.owned = max(self._share, self.active)
         if self._grow_timer is not None:
             self._grow_timer.cancel()
-        self._grow_timer = self._loop.call_later(min(self._slowest, self.lease), self._grow)
+        wait = max(0.0, self._grow_at - self._loop.time())  # attempts to attach do not put it off
+        self._grow_timer = self._loop.call_later(wait, self._grow)
         self._use_idle()
 
     def _grow(self) -> None:
@@ -458,16 +464,17 @@ class SharedSlots:
 
     def close(self) -> None:
         """Stop every timer; nothing is granted any more."""
+        self._closed = True
         self._attached = False
         for timer in (self._linger_timer, self._lazy_timer, self._learn_timer, self._grow_timer):
             if timer is not None:
                 timer.cancel()
 
-    def _refuse(self, ticket: Ticket, reason: str) -> None:
+    def _refuse(self, ticket: Ticket, reason: Reason) -> None:
         self._tickets.pop(ticket.number, None)
         self._unsent.pop(ticket.number, None)
         if not ticket.granted.done():
-            ticket.granted.set_exception(Rejected(reason, retry_after=1.0))  # type: ignore[arg-type]
+            ticket.granted.set_exception(Rejected(reason, retry_after=1.0))
 
     def _learn(self, milliseconds: int) -> None:
         """Ask again when learning is over: the store acts only when it is called."""
@@ -492,6 +499,11 @@ class SharedSlots:
         return self._attached
 
     @property
+    def is_away(self) -> bool:
+        """Whether these slots go on without the store."""
+        return self._away is not None
+
+    @property
     def withholds(self) -> bool:
         """Whether others wait for this worker, should its event loop hang: it has idle slots, or
         may be granted some."""
@@ -513,8 +525,9 @@ class SharedSlots:
 
     def renewed(self, lease_until: float) -> None:
         """A beat has reached the store."""
-        if self._away is None and self._attached:
-            self._lease_until = lease_until
+        with self._lock:
+            if self._away is None and self._attached:
+                self._lease_until = lease_until
 
     def meet_all(self, workers: tuple[str, ...]) -> None:
         """These hold a lease. A store that lost its data does not know of all yet: forget nobody.
@@ -527,5 +540,6 @@ class SharedSlots:
 
     def expire(self) -> None:
         """The store knows this session no more: admit nothing before attaching anew."""
-        if self._away is None:
-            self._lease_until = 0.0
+        with self._lock:
+            if self._away is None:
+                self._lease_until = 0.0

@@ -45,6 +45,7 @@ class RedisStorage:
         self._kind = kind
         self._revive = revive
         self._slots: dict[str, Slots] = {}
+        self._is_open = False
 
     @property
     def worker(self) -> str:
@@ -52,9 +53,14 @@ class RedisStorage:
 
     async def open(self) -> None:
         self._attachment = Attachment(
-            self._address, timeout=self._timeout, lease=self._lease, revive=self._revive
+            self._address,
+            timeout=self._timeout,
+            lease=self._lease,
+            on_storage_error=self._on_storage_error,
+            revive=self._revive,
         )
         self._slots = {endpoint: self._make(endpoint) for endpoint in self._configs}
+        self._is_open = True
         await self._attachment.open()
 
     def _make(self, endpoint: str) -> Slots:
@@ -73,7 +79,8 @@ class RedisStorage:
         return slots
 
     async def close(self) -> None:
-        if self._slots:
+        if self._is_open:
+            self._is_open = False
             await self._attachment.close()
 
     def slots(self, endpoint: str) -> Slots:
@@ -86,13 +93,14 @@ class RedisStorage:
             return
         assert isinstance(slots, SharedSlots)  # there is no third kind
         if self._attachment.away_since is not None:
-            slots.limit(capacity, self._attachment.sharers())
+            slots.limit(capacity, self._attachment.sharers(slots))
             raise StorageError("the store is away; the capacity holds in this worker only")
         text = "" if capacity is None else capacity
         try:
             await self._attachment.run("capacity", self._attachment.keys(slots), text, LEARNING)
         except StorageError:  # the news itself may end the connection before the reply is read
             if not await self._applied(slots, capacity):
+                slots.limit(capacity, self._attachment.sharers(slots))
                 raise
         else:
             await self._applied(slots, capacity)

@@ -74,3 +74,11 @@ def test_a_refusal_shows_no_credentials() -> None:
     with pytest.raises(ConfigError) as refused:
         address("redis+sentinel://user:hunter2@one:1")
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "query", ["socket_timeout=60", "protocol=2", "max_connections=9", "typo=1"]
+)
+def test_an_option_that_is_ours_or_nobodys_is_refused(query: str) -> None:
+    with pytest.raises(ConfigError, match=query.partition("=")[0]):
+        Address(f"redis://localhost?{query}", connect_timeout=1)
