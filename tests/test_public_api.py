@@ -20,42 +20,7 @@ from fastapi_balancer import (
 from fastapi_balancer.errors import ConfigError
 from fastapi_balancer.middleware import BalancerMiddleware
 from fastapi_balancer.models import EndpointProbeConfig
-
-YAML = """
-storage:
-  type: redis
-  url: redis://localhost:6379
-
-routing_strategy: round-robin
-health_endpoint: /health
-health_check_interval: 10
-queue_timeout: 30
-probe_on_startup: true
-force_reprobe: false
-error_threshold: 0.05
-latency_threshold_ms: 2000
-
-ui:
-  enable: true
-  path: /balancer/ui
-  username: admin
-  password: secret
-
-endpoints:
-  /predict:
-    method: POST
-    headers:
-      Content-Type: application/json
-      Authorization: Bearer your-token
-    body:
-      input: "sample input"
-  /embed:
-    method: POST
-    headers:
-      Content-Type: application/json
-    body:
-      texts: ["hello"]
-"""
+from tests.release_0_2_1 import YAML
 
 
 def test_the_package_exports_these_names_and_no_others() -> None:

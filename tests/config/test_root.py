@@ -17,43 +17,7 @@ from fastapi_balancer.models import (
     StorageType,
     UIConfig,
 )
-
-# The example of 0.2.1's documentation, key by key
-YAML_OF_0_2_1 = """\
-storage:
-  type: redis
-  url: redis://localhost:6379
-
-routing_strategy: round-robin
-health_endpoint: /health
-health_check_interval: 10
-queue_timeout: 30
-probe_on_startup: true
-force_reprobe: false
-error_threshold: 0.05
-latency_threshold_ms: 2000
-
-ui:
-  enable: true
-  path: /balancer/ui
-  username: admin
-  password: secret
-
-endpoints:
-  /predict:
-    method: POST
-    headers:
-      Content-Type: application/json
-      Authorization: Bearer your-token
-    body:
-      input: "sample input"
-  /embed:
-    method: POST
-    headers:
-      Content-Type: application/json
-    body:
-      texts: ["hello"]
-"""
+from tests.release_0_2_1 import YAML
 
 
 def refusal(config: object = None, **keywords: Any) -> str:
@@ -129,7 +93,7 @@ def test_the_inline_objects_of_0_2_1_load_as_objects_and_as_keywords() -> None:
 
 
 def test_the_file_of_0_2_1_loads(tmp_path: Path) -> None:
-    config = load_config(str(written(tmp_path, YAML_OF_0_2_1)))
+    config = load_config(str(written(tmp_path, YAML)))
     assert config.storage.type == StorageType.REDIS
     assert config.ui.username == "admin"
     assert config.ui.password is not None

@@ -259,3 +259,9 @@ def run(main: Callable[[], Awaitable[T]]) -> T:
             return await main()
 
     return asyncio.run(bounded())
+
+
+async def no_slot_is_lost(fleet: Fleet, server: StoreServer, *paths: str) -> None:
+    """All slots can be used at once, and are back in the store when nobody asks."""
+    assert await fleet.at_once() == CAPACITY
+    await idle(server, *paths)

@@ -9,7 +9,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.clients import Connection, fetch, request
-from tests.integration.fleet import CAPACITY, WATCHED, Fleet, ask, idle, run, statuses, store, until
+from tests.integration.fleet import (
+    CAPACITY,
+    WATCHED,
+    Fleet,
+    ask,
+    no_slot_is_lost,
+    run,
+    statuses,
+    store,
+    until,
+)
 from tests.integration.journal import now
 from tests.servers import StoreServer
 
@@ -35,12 +45,7 @@ def fleet(service: Fleet, server: StoreServer) -> Iterator[Fleet]:
     """Four workers, and after each test the proof that no slot was lost."""
     service.journal.clear()
     yield service
-
-    async def no_slot_is_lost() -> None:
-        assert await service.at_once() == CAPACITY
-        await idle(server, "/work", *SINGLE)
-
-    run(no_slot_is_lost)
+    run(lambda: no_slot_is_lost(service, server, "/work", *SINGLE))
 
 
 def ended(fleet: Fleet) -> int:

@@ -16,7 +16,7 @@ from tests.integration.fleet import (
     Figure,
     Fleet,
     ask,
-    idle,
+    no_slot_is_lost,
     run,
     statuses,
     store,
@@ -43,11 +43,6 @@ def fleet(service: Fleet, server: StoreServer) -> Iterator[Fleet]:
     service.journal.clear()
     yield service
     run(lambda: no_slot_is_lost(service, server))
-
-
-async def no_slot_is_lost(fleet: Fleet, server: StoreServer) -> None:
-    assert await fleet.at_once() == CAPACITY
-    await idle(server)
 
 
 # ---------------------------------------------------------------------- workers

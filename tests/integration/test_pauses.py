@@ -7,7 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.fleet import CAPACITY, Fleet, ask, idle, run, statuses, store
+from tests.integration.fleet import (
+    CAPACITY,
+    Fleet,
+    ask,
+    no_slot_is_lost,
+    run,
+    statuses,
+    store,
+)
 from tests.integration.journal import now
 from tests.servers import StoreServer
 
@@ -31,12 +39,7 @@ def fleet(service: Fleet, server: StoreServer) -> Iterator[Fleet]:
     """Four workers, and after each test the proof that no slot was lost."""
     service.journal.clear()
     yield service
-
-    async def no_slot_is_lost() -> None:
-        assert await service.at_once() == CAPACITY
-        await idle(server)
-
-    run(no_slot_is_lost)
+    run(lambda: no_slot_is_lost(service, server))
 
 
 def test_a_pause_shorter_than_the_lease_is_never_over_the_capacity(fleet: Fleet) -> None:
