@@ -333,9 +333,7 @@ class Attachment:
             self._ready.set()
         self._why = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
         logger.debug("cannot attach: %s", self._why)
-        if self.away_since is None and _is_absent(exc):
-            self._go_away()  # no use in waiting for it
-        elif self.away_since is not None:
+        if self.away_since is not None:
             self._go_local()
 
     def _arm_away(self) -> None:
@@ -390,13 +388,6 @@ class Attachment:
             self.reset("the event loop hung")
         elif self._link is not None and any(slots.queued for slots in self._shared):
             self._link.prove_alive(SILENCE)
-
-
-def _is_absent(exc: BaseException | None) -> bool:
-    """Whether nobody listens at the address: every worker finds the same."""
-    while exc is not None and not isinstance(exc, ConnectionRefusedError | FileNotFoundError):
-        exc = exc.__cause__ or exc.__context__
-    return exc is not None
 
 
 def _refuses_credentials(exc: BaseException | None) -> bool:
