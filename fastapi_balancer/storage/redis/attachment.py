@@ -342,10 +342,9 @@ class Attachment:
             self._away_timer = self._loop.call_at(due, self._is_missing, due)
 
     def _is_missing(self, due: float) -> None:
-        """The time for the store to come back is over, unless it was this loop that was late."""
-        self._away_timer = None
+        """The time for the store to come back is over; once more, if it was this loop that hung."""
         if self._loop.time() - due > SECOND_LOOK:
-            self._arm_away()
+            self._away_timer = self._loop.call_later(self._timeout, self._go_away)
         else:
             self._go_away()
 
