@@ -460,7 +460,7 @@ def test_sentinels_lead_to_the_new_primary(sentinel_group: SentinelGroup) -> Non
     asyncio.run(main())
 
 
-def test_a_store_that_refuses_to_write_does_not_starve_the_workers(
+def test_a_store_that_answers_but_refuses_to_attach_does_not_starve_the_workers(
     own_server: StoreServer,
 ) -> None:
     async def main() -> None:
@@ -468,11 +468,11 @@ def test_a_store_that_refuses_to_write_does_not_starve_the_workers(
             slots = storage.slots("/a")
             await hold(slots)
             slots.release(0.5)  # so long may others need to come down to their shares
-            own_server.cli("config", "set", "maxmemory", "1")
+            own_server.cli("acl", "setuser", "default", "-evalsha")
             kill_connections(own_server)
             await until(lambda: storage.status().degraded)
             await hold(slots, 2)
-            own_server.cli("config", "set", "maxmemory", "0")
+            own_server.cli("acl", "setuser", "default", "+evalsha")
             await until(lambda: not storage.status().degraded)
 
     asyncio.run(main())
